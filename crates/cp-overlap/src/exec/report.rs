@@ -1,0 +1,68 @@
+//! What a call cost: bytes, busy time, exposed time.
+use std::time::Duration;
+
+use serde::Serialize;
+use symm_buffer::{Bytes, Pe};
+
+/// Forward or backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PassKind {
+    /// O and LSE.
+    Forward,
+    /// dQ, dK, dV.
+    Backward,
+}
+
+impl PassKind {
+    /// `forward` or `backward`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+        }
+    }
+}
+
+/// One wait of the compute stream.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Blocked {
+    /// Name of the stage: `gather`, `reduce`, `gather-free`, `slot-free`, `agree` or `drain`.
+    pub stage: &'static str,
+    /// For whom.
+    pub peer: Pe,
+    /// Which piece of the stage.
+    pub piece: u32,
+    /// For how long.
+    pub time: Duration,
+}
+
+/// What one call of one rank did and cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CallReport {
+    /// Whose.
+    pub rank: Pe,
+    /// Which pass.
+    pub pass: PassKind,
+    /// From entry to return.
+    pub elapsed: Duration,
+    /// Time in the arithmetic, without its waits.
+    pub busy: Duration,
+    /// Time that the compute stream was blocked in waits: the sum of `waits`.
+    pub exposed: Duration,
+    /// The waits that blocked, in order.
+    pub waits: Vec<Blocked>,
+    /// Bytes that were handed to the fabric for each rank.
+    pub bytes_to: Vec<Bytes>,
+    /// Bytes that a gather (and reduce) blind to the mask would send.
+    pub bytes_mask_blind: Bytes,
+    /// Floating-point operations on visible pairs.
+    pub flops: u64,
+}
+
+impl CallReport {
+    /// Bytes sent to all ranks.
+    pub fn bytes_sent(&self) -> Bytes {
+        Bytes(self.bytes_to.iter().map(|bytes| bytes.0).sum())
+    }
+}

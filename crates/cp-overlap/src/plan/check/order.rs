@@ -1,0 +1,125 @@
+//! Each wait has one post, posts and waits count alike, and every stage ends.
+use symm_buffer::{Bytes, Pe, Step};
+
+use super::{View, broken};
+use crate::Error;
+use crate::plan::{KvBlock, Piece, RankPlan, Stage};
+
+pub(super) fn check(view: View<'_>) -> Result<(), Error> {
+    for reader in &view.plan.ranks {
+        for owner in view.plan.ranks.iter().filter(|owner| owner.rank != reader.rank) {
+            arrivals(view, owner, reader)?;
+            partials(view, owner, reader)?;
+        }
+    }
+    every_stage_ends(view)
+}
+
+/// One transfer as either end states it.
+#[derive(PartialEq)]
+struct Transfer<'a> {
+    block: &'a KvBlock,
+    first: Bytes,
+    second: Bytes,
+    step: Step,
+}
+
+fn arrivals(view: View<'_>, owner: &RankPlan, reader: &RankPlan) -> Result<(), Error> {
+    let transfer = |block, arrival: super::super::Arrival| Transfer {
+        block,
+        first: arrival.k,
+        second: arrival.v,
+        step: arrival.step,
+    };
+    let pushed = view.pass(owner).pushes.iter().filter(|push| push.to == reader.rank);
+    let posts = pushed.map(|push| transfer(&push.block, push.arrival)).collect();
+    let waited = view.attended(reader).filter(|piece| piece.owner == owner.rank);
+    let waits = waited.filter_map(|piece| Some(transfer(&piece.block, piece.arrival?))).collect();
+    matched((owner.rank, reader.rank), "each arrival has one push of its owner", posts, waits)
+}
+
+fn partials(view: View<'_>, owner: &RankPlan, reader: &RankPlan) -> Result<(), Error> {
+    let leaving = |piece: &'_ Piece| {
+        let departure = piece.departure?;
+        Some((departure.slot_dk, departure.slot_dv, departure.step))
+    };
+    let done = view.attended(reader).filter(|piece| piece.owner == owner.rank);
+    let posts = done.filter_map(|piece| {
+        leaving(piece).map(|(first, second, step)| Transfer { block: &piece.block, first, second, step })
+    });
+    let pass = view.pass(owner);
+    let reduced = pass.stages.iter().filter_map(|stage| match stage {
+        Stage::Reduce(reduce) => Some(&pass.reduces[*reduce]),
+        Stage::Attend(_) => None,
+    });
+    let waits = reduced.filter(|reduce| reduce.from == reader.rank).map(|reduce| Transfer {
+        block: &reduce.block,
+        first: reduce.slot_dk,
+        second: reduce.slot_dv,
+        step: reduce.step,
+    });
+    let rule = "each partial is reduced once";
+    matched((reader.rank, owner.rank), rule, posts.collect(), waits.collect())
+}
+
+/// The same transfers in the same order, counted 1, 2, ...
+fn matched(
+    (from, to): (Pe, Pe),
+    rule: &'static str,
+    posts: Vec<Transfer<'_>>,
+    waits: Vec<Transfer<'_>>,
+) -> Result<(), Error> {
+    for (step, post) in (1..).map(Step).zip(&posts) {
+        if post.step != step || step > Step::MAX {
+            let detail = format!("to {to}: {:?} where {step:?} comes", post.step);
+            return broken(from, "steps count the pieces to one rank", detail);
+        }
+    }
+    match posts == waits {
+        true => Ok(()),
+        false => broken(to, rule, format!("{from} posts {}, {to} waits for {}", posts.len(), waits.len())),
+    }
+}
+
+/// Runs all ranks stage by stage. Pushes never wait, so arrivals always come; a reduce needs its peer to have come far
+/// enough. If nobody can go on before all are done, waits form a cycle.
+fn every_stage_ends(view: View<'_>) -> Result<(), Error> {
+    let n = view.plan.ranks.len();
+    let mut next = vec![0; n];
+    // The step of the partials of rank r that rank o has received: posted[r][o].
+    let mut posted = vec![vec![Step(0); n]; n];
+    loop {
+        let mut moved = false;
+        for rank in &view.plan.ranks {
+            let (me, pass) = (rank.rank.index(), view.pass(rank));
+            while let Some(stage) = pass.stages.get(next[me]) {
+                match *stage {
+                    Stage::Attend(piece) => {
+                        let piece = &pass.pieces[piece];
+                        let step = piece.departure.map_or(Step(0), |departure| departure.step);
+                        let seen = &mut posted[me][piece.owner.index()];
+                        *seen = (*seen).max(step);
+                    }
+                    Stage::Reduce(reduce) => {
+                        let reduce = &pass.reduces[reduce];
+                        if posted[reduce.from.index()][me] < reduce.step {
+                            break;
+                        }
+                    }
+                }
+                next[me] += 1;
+                moved = true;
+            }
+        }
+        let stuck =
+            view.plan.ranks.iter().find(|rank| next[rank.rank.index()] < view.pass(rank).stages.len());
+        match stuck {
+            None => return Ok(()),
+            Some(rank) if !moved => {
+                let detail = format!("stage {} waits for ever", next[rank.rank.index()]);
+                return broken(rank.rank, "waits form no cycle", detail);
+            }
+            Some(_) => {}
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Settings of a group. This is the only file of the workspace's libraries that reads the environment.
+use std::time::Duration;
+
+use cp_overlap::exec::{Overlap, Settings};
+use cp_overlap::tune::Tunables;
+
+use crate::Error;
+
+/// Settings of a group; every rank must join with the same ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Budget of each wait for another rank. Default 30 s; environment `FM_CP_DEADLINE_MS`.
+    pub deadline: Duration,
+    /// Overlap communication with attention. Default on; environment `FM_CP_OVERLAP` = `on` or `off`.
+    pub overlap: Overlap,
+    /// Drain streams and meet all ranks after each stage, to find bugs. Default off; environment
+    /// `FM_CP_SYNC_STAGES` = `0` or `1`.
+    pub sync_each_stage: bool,
+    /// Numbers that the planner's heuristic works with.
+    pub tunables: Tunables,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let Settings { deadline, overlap, sync_each_stage } = Settings::default();
+        Self { deadline, overlap, sync_each_stage, tunables: Tunables::default() }
+    }
+}
+
+impl Config {
+    /// The defaults, changed by the environment; logs what holds.
+    ///
+    /// # Errors
+    /// [`Error::Environment`] naming the variable and what it may hold.
+    pub fn from_env() -> Result<Self, Error> {
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        let config = Self::from_lookup(|name| std::env::var(name).ok())?;
+        tracing::info!(?config, "effective configuration");
+        Ok(config)
+    }
+
+    fn from_lookup(lookup: impl Fn(&'static str) -> Option<String>) -> Result<Self, Error> {
+        let mut config = Self::default();
+        if let Some(ms) = parse(&lookup, "FM_CP_DEADLINE_MS", "a positive number of milliseconds", |text| {
+            text.parse::<u64>().ok().filter(|ms| *ms > 0)
+        })? {
+            config.deadline = Duration::from_millis(ms);
+        }
+        if let Some(overlap) = parse(&lookup, "FM_CP_OVERLAP", "on or off", |text| match text {
+            "on" => Some(Overlap::On),
+            "off" => Some(Overlap::Off),
+            _ => None,
+        })? {
+            config.overlap = overlap;
+        }
+        if let Some(sync) = parse(&lookup, "FM_CP_SYNC_STAGES", "0 or 1", |text| match text {
+            "0" => Some(false),
+            "1" => Some(true),
+            _ => None,
+        })? {
+            config.sync_each_stage = sync;
+        }
+        Ok(config)
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        Settings { deadline: self.deadline, overlap: self.overlap, sync_each_stage: self.sync_each_stage }
+    }
+}
+
+fn parse<T>(
+    lookup: impl Fn(&'static str) -> Option<String>,
+    name: &'static str,
+    wanted: &'static str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Error> {
+    let Some(value) = lookup(name) else { return Ok(None) };
+    match read(&value) {
+        Some(parsed) => Ok(Some(parsed)),
+        None => Err(Error::Environment { name, value, wanted }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_change_the_defaults_and_wrong_values_are_named() {
+        let set = |name: &'static str, value: &'static str| {
+            Config::from_lookup(move |asked| (asked == name).then(|| value.to_owned()))
+        };
+        assert_eq!(Config::from_lookup(|_| None).unwrap(), Config::default());
+        assert_eq!(set("FM_CP_DEADLINE_MS", "1500").unwrap().deadline, Duration::from_millis(1500));
+        assert_eq!(set("FM_CP_OVERLAP", "off").unwrap().overlap, Overlap::Off);
+        assert!(set("FM_CP_SYNC_STAGES", "1").unwrap().sync_each_stage);
+        for (name, value) in [("FM_CP_DEADLINE_MS", "0"), ("FM_CP_OVERLAP", "yes"), ("FM_CP_SYNC_STAGES", "x")] {
+            let text = set(name, value).unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains(value), "{text}");
+        }
+    }
+}

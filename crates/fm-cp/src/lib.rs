@@ -1,0 +1,29 @@
+//! Context-parallel attention: a sequence is split over N ranks, each attends with its own queries to all keys.
+//!
+//! A rank joins a [`CpGroup`], prepares a global mask once with [`CpGroup::prepare`], and calls
+//! [`CpAttention::forward`] and [`CpAttention::backward`] on its local rows. K, V travel while attention runs; what the
+//! mask makes needless is neither computed nor sent.
+#![forbid(unsafe_code)]
+
+mod attention;
+mod config;
+mod cpu;
+mod error;
+mod group;
+mod prepared;
+pub mod whole;
+
+pub use attention::{
+    BackwardInputs, CpAttention, ForwardInputs, ForwardOutputs, Gradients, Options,
+};
+pub use config::Config;
+pub use cp_overlap::exec::{Blocked, CallReport, Overlap, PassKind};
+pub use cp_overlap::sharding::{Sharding, ShardingKind};
+pub use cp_overlap::{Tunables, tensors};
+pub use error::Error;
+pub use fm3_kernels::mask::{self, FlashMask};
+pub use fm3_kernels::view::{self, View4, View4Mut};
+pub use fm3_kernels::{DType, Element};
+pub use group::{CpGroup, Member};
+pub use prepared::{CpShape, Prepared};
+pub use symm_buffer::{Pe, World, host};

@@ -1,0 +1,76 @@
+//! What is made once per mask, shape and sharding, and holds for any number of calls (rule P1).
+use cp_overlap::{Problem, RankPlan, Sharding, fold_mask};
+use fm3_kernels::cpu::TILE;
+use fm3_kernels::mask::BlockLists;
+use fm3_kernels::{DType, Dims, FlashMask, Shape};
+use symm_buffer::Pe;
+
+use crate::{Config, Error};
+
+/// Sizes of a problem over all ranks; the sequence length is that of the mask and the sharding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpShape {
+    /// Sequences, b.
+    pub batch: usize,
+    /// Query heads.
+    pub heads_q: usize,
+    /// KV heads; divides `heads_q`.
+    pub heads_kv: usize,
+    /// Elements per head: a multiple of 8, at most 256.
+    pub head_dim: usize,
+    /// Element type of all tensors.
+    pub dtype: DType,
+}
+
+/// A plan with this rank's folded mask and its block lists. Depends on values only, never on addresses.
+#[derive(Debug)]
+pub struct Prepared {
+    plan: RankPlan,
+    mask: FlashMask,
+    /// One per segment, key tiles counted from the segment's first column.
+    blocks: Vec<BlockLists>,
+    world: usize,
+}
+
+impl Prepared {
+    pub(crate) fn new(
+        mask: &FlashMask,
+        shape: CpShape,
+        sharding: &Sharding,
+        (rank, config): (Pe, &Config),
+    ) -> Result<Self, Error> {
+        let seq = sharding.seq_len();
+        let CpShape { batch, heads_q, heads_kv, head_dim, dtype } = shape;
+        let global = Shape::new(Dims { batch, heads_q, heads_kv, seq_q: seq, seq_k: seq, head_dim })?;
+        let problem = Problem::new(global, mask.clone(), sharding.clone(), dtype, config.tunables)?;
+        let plan = RankPlan::build(&problem, rank)?;
+        let mask = fold_mask(mask, sharding, rank)?;
+        let columns = |s: &cp_overlap::plan::Segment| s.first_column..s.first_column + s.rows;
+        let lists = plan.segments.iter().map(|segment| BlockLists::build(&mask, columns(segment), TILE));
+        let blocks = lists.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { plan, mask, blocks, world: sharding.world().size() })
+    }
+
+    /// The plan of this rank: prints as a timeline, serialises.
+    pub const fn plan(&self) -> &RankPlan {
+        &self.plan
+    }
+
+    /// This rank's mask: local rows, all keys in gather order, C = 4.
+    pub const fn mask(&self) -> &FlashMask {
+        &self.mask
+    }
+
+    /// The rank that it was made for.
+    pub const fn rank(&self) -> Pe {
+        self.plan.rank
+    }
+
+    pub(crate) const fn world(&self) -> usize {
+        self.world
+    }
+
+    pub(crate) fn blocks(&self, segment: usize) -> &BlockLists {
+        &self.blocks[segment]
+    }
+}

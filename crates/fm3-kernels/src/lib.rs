@@ -1,0 +1,24 @@
+//! Attention on one device: what a mask means, what a shape is, and the arithmetic.
+//!
+//! * [`mask`]: FlashMask column masks, block classification, block lists.
+//! * [`shape`], [`view`], [`dtype`]: checked problem sizes, strided tensors, element types.
+//! * [`cpu`]: the tiled CPU engine (forward and backward) that skips masked blocks.
+//! * [`reference`](mod@reference): plain f64 attention from the dense definition of the mask, for tests.
+//!
+//! This crate knows nothing of ranks, communication or the environment.
+// Unsafe code lives in `cpu::gemm` alone: the matrix product that the engine calls takes pointers.
+#![deny(unsafe_code)]
+
+pub mod cpu;
+pub mod dtype;
+mod error;
+pub mod mask;
+pub mod reference;
+pub mod shape;
+pub mod view;
+
+pub use dtype::{DType, Element};
+pub use error::Error;
+pub use mask::FlashMask;
+pub use shape::{Dims, Shape};
+pub use view::{View4, View4Mut};

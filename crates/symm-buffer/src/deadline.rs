@@ -1,0 +1,177 @@
+//! Deadlines, and the one helper behind every wait of a host thread (rule D1).
+use std::time::{Duration, Instant};
+
+use crate::sync::{Condvar, Mutex};
+
+/// A point in time at which a wait gives up, and when it began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    begin: Instant,
+    end: Option<Instant>,
+}
+
+impl Deadline {
+    /// `budget` from now; a budget too large for the clock means never.
+    pub(crate) fn after(budget: Duration) -> Self {
+        let begin = Instant::now();
+        Self { begin, end: begin.checked_add(budget) }
+    }
+
+    /// At `end`.
+    pub(crate) fn at(end: Instant) -> Self {
+        Self { begin: Instant::now(), end: Some(end) }
+    }
+
+    /// Only for threads that wait for work: whoever waits for a peer has a budget.
+    pub(crate) fn never() -> Self {
+        Self { begin: Instant::now(), end: None }
+    }
+
+    /// Time since the wait began.
+    pub(crate) fn waited(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    /// Time left: zero when it is over, `None` when it never is.
+    fn left(&self) -> Option<Duration> {
+        self.end.map(|end| end.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// The wait gave up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Expired {
+    /// After how long.
+    pub(crate) waited: Duration,
+}
+
+/// What the thread waited for, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waited<T> {
+    pub(crate) value: T,
+    pub(crate) time: Duration,
+}
+
+/// Counts changes and wakes those who wait for one. Whoever changes what a poll reads notifies afterwards.
+#[derive(Debug, Default)]
+pub(crate) struct Event {
+    changes: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Event {
+    /// Something changed: everyone who waits looks again.
+    pub(crate) fn notify(&self) {
+        *self.changes.lock() += 1;
+        self.changed.notify_all();
+    }
+
+    fn changes(&self) -> u64 {
+        *self.changes.lock()
+    }
+
+    /// Sleeps while the count is still `seen`.
+    fn park(&self, seen: u64, limit: Option<Duration>) {
+        let guard = self.changes.lock();
+        if *guard == seen {
+            drop(self.changed.wait(guard, limit));
+        }
+    }
+}
+
+/// Looks this often before it sleeps: about a microsecond, much less than a sleep and a wake cost. More would take
+/// the core from a rank that computes.
+const SPINS: u32 = 32;
+
+/// Polls until there is a value or the deadline has passed; sleeps on `event` in between.
+///
+/// The count is read before the poll, so a change between poll and sleep is never slept through. There is always one
+/// more poll after the time is up.
+pub(crate) fn wait_until<T>(
+    event: &Event,
+    deadline: Deadline,
+    mut poll: impl FnMut() -> Option<T>,
+) -> Result<Waited<T>, Expired> {
+    if let Some(value) = poll() {
+        return Ok(Waited { value, time: Duration::ZERO });
+    }
+    for _ in 0..SPINS {
+        std::hint::spin_loop();
+        if let Some(value) = poll() {
+            return Ok(Waited { value, time: deadline.waited() });
+        }
+    }
+    loop {
+        let seen = event.changes();
+        let left = deadline.left();
+        if let Some(value) = poll() {
+            return Ok(Waited { value, time: deadline.waited() });
+        }
+        if left == Some(Duration::ZERO) {
+            return Err(Expired { waited: deadline.waited() });
+        }
+        event.park(seen, left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::{AtomicU64, Ordering, thread};
+
+    #[test]
+    fn a_change_wakes_a_sleeper_soon() {
+        let (event, word) = (Event::default(), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                wait_until(&event, Deadline::after(Duration::from_secs(20)), || {
+                    (word.load(Ordering::Acquire) == 1).then(Instant::now)
+                })
+            });
+            thread::sleep(Duration::from_millis(20));
+            word.store(1, Ordering::Release);
+            let posted = Instant::now();
+            event.notify();
+            let woke = waiter.join().unwrap().unwrap();
+            assert!(woke.time >= Duration::from_millis(10));
+            // Tens of microseconds when a core is free; the bound allows for a busy machine.
+            assert!(woke.value.saturating_duration_since(posted) < Duration::from_millis(500));
+        });
+    }
+
+    #[test]
+    fn it_gives_up_at_the_deadline_and_not_before() {
+        let event = Event::default();
+        let budget = Duration::from_millis(30);
+        let expired = wait_until(&event, Deadline::after(budget), || None::<()>).unwrap_err();
+        assert!(expired.waited >= budget && expired.waited < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn the_last_look_comes_after_the_time_is_up() {
+        let event = Event::default();
+        let end = Instant::now() + Duration::from_millis(10);
+        let waited = wait_until(&event, Deadline::at(end), || (Instant::now() >= end).then_some(()));
+        assert!(waited.is_ok());
+    }
+
+    #[test]
+    fn no_change_is_slept_through() {
+        // Two threads hand a counter to and fro: a lost wake-up would end at the deadline.
+        let (event, word) = (Event::default(), AtomicU64::new(0));
+        let hand = |parity: u64| {
+            for turn in 0..if cfg!(miri) { 20 } else { 2000 } {
+                wait_until(&event, Deadline::after(Duration::from_secs(20)), || {
+                    (word.load(Ordering::Acquire) == 2 * turn + parity).then_some(())
+                })
+                .unwrap();
+                word.store(2 * turn + parity + 1, Ordering::Release);
+                event.notify();
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| hand(0));
+            scope.spawn(|| hand(1));
+        });
+    }
+}

@@ -1,0 +1,231 @@
+//! What can go wrong between ranks; every variant carries the call and the numbers.
+use std::time::Duration;
+
+use crate::{Bytes, Epoch, Incarnation, Pe, RegionId, Report, SignalId, Span, Step, Use};
+
+/// Errors of this crate.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A world needs ranks.
+    #[error("{call}: 0 ranks; a world has at least 1")]
+    NoRanks {
+        /// Call that refused it.
+        call: &'static str,
+    },
+    /// A wait of this rank passed its deadline: a peer is slow, dead, or runs another plan.
+    #[error("timeout: {0}; look at that rank first, then call recover()")]
+    Timeout(Report),
+    /// Another rank's wait passed its deadline, or it gave up; this rank stopped with it.
+    #[error("{me} stopped because {by} gave up: {report}; call recover() on every live rank")]
+    Aborted {
+        /// This rank.
+        me: Pe,
+        /// Who gave up.
+        by: Pe,
+        /// Why.
+        report: Report,
+    },
+    /// A local queue did not drain in time.
+    #[error(
+        "{call}: {me}'s stream '{stream}' is not done after {waited:.1?}; raise the deadline or look for a blocked wait on it"
+    )]
+    Drain {
+        /// Call that waited.
+        call: &'static str,
+        /// This rank.
+        me: Pe,
+        /// The stream.
+        stream: &'static str,
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// A collective was not joined by everybody in time.
+    #[error(
+        "{call}: {me} waited {waited:.1?} but {missing} did not come; check that it is alive and makes the same calls"
+    )]
+    Missing {
+        /// The collective.
+        call: &'static str,
+        /// This rank.
+        me: Pe,
+        /// A rank that did not come.
+        missing: Pe,
+        /// How long this rank waited.
+        waited: Duration,
+    },
+    /// Ranks asked for different sizes in one collective.
+    #[error("{call}: {me} asks for {mine:?}, {peer} for {theirs:?}; all ranks must run the same plan")]
+    AllocMismatch {
+        /// The collective.
+        call: &'static str,
+        /// This rank.
+        me: Pe,
+        /// A rank that differs.
+        peer: Pe,
+        /// What this rank asked for.
+        mine: Bytes,
+        /// What the peer asked for.
+        theirs: Bytes,
+    },
+    /// Bytes outside a region.
+    #[error("{call}: {span:?} ends outside its region of {region_len:?}")]
+    OutOfRange {
+        /// Call that refused it.
+        call: &'static str,
+        /// The bytes.
+        span: Span,
+        /// Length of the region.
+        region_len: Bytes,
+    },
+    /// No such region (freed, or a source whose scope ended).
+    #[error("{call}: region {region:?} does not exist here; it was freed, or its source scope has ended")]
+    UnknownRegion {
+        /// Call that refused it.
+        call: &'static str,
+        /// The region.
+        region: RegionId,
+    },
+    /// A 2-D view whose rows overlap or whose numbers overflow.
+    #[error(
+        "{call}: {rows} rows of {width} bytes at pitch {pitch} is not a 2-D view; pitch must be at least width"
+    )]
+    Pitch {
+        /// Call that refused it.
+        call: &'static str,
+        /// Rows.
+        rows: usize,
+        /// Bytes of a row.
+        width: usize,
+        /// Bytes between rows.
+        pitch: usize,
+    },
+    /// No such rank.
+    #[error("{call}: {pe} is outside a world of {world} ranks")]
+    NoSuchPe {
+        /// Call that refused it.
+        call: &'static str,
+        /// The rank.
+        pe: Pe,
+        /// Size of the world.
+        world: usize,
+    },
+    /// No such signal word.
+    #[error("{call}: signal {} is outside the table of {len} words", signal.0)]
+    NoSuchSignal {
+        /// Call that refused it.
+        call: &'static str,
+        /// The word.
+        signal: SignalId,
+        /// Words that exist.
+        len: usize,
+    },
+    /// A part of an epoch is too large.
+    #[error("{call}: {incarnation:?}, {at:?}, {step:?} do not fit a signal; make a new group")]
+    EpochRange {
+        /// Call that refused it.
+        call: &'static str,
+        /// Incarnation.
+        incarnation: Incarnation,
+        /// Use.
+        at: Use,
+        /// Step.
+        step: Step,
+    },
+    /// Memory is read and written at once: the protocol was broken.
+    #[error(
+        "{call}: {wanted:?} is in use ({holder}); a slot was written before its reader was done, or read before its data came"
+    )]
+    Conflict {
+        /// Call that refused it.
+        call: &'static str,
+        /// The bytes.
+        wanted: Span,
+        /// Who holds them.
+        holder: &'static str,
+    },
+    /// Ranks are in different collectives at once.
+    #[error(
+        "{call}: {me} is in {call} while {peer} is in {theirs}; all ranks must make the same calls in the same order"
+    )]
+    CallMismatch {
+        /// The collective of this rank, with its argument.
+        call: String,
+        /// This rank.
+        me: Pe,
+        /// A rank that differs.
+        peer: Pe,
+        /// The collective of the peer, with its argument.
+        theirs: String,
+    },
+    /// A rank has no memory for its part of a region.
+    #[error("{call}: {pe} has no room for {wanted:?}; plan smaller windows or use more ranks")]
+    NoMemory {
+        /// The collective.
+        call: &'static str,
+        /// The rank without room.
+        pe: Pe,
+        /// What was asked for.
+        wanted: Bytes,
+    },
+    /// A size that no address reaches.
+    #[error(
+        "{call}: {wanted:?} after {used:?} do not fit an address; check the sizes that the plan asks for"
+    )]
+    TooLarge {
+        /// Call that refused it.
+        call: &'static str,
+        /// Bytes before.
+        used: Bytes,
+        /// Bytes that do not fit.
+        wanted: Bytes,
+    },
+    /// A signal would fall: the rules say that it only grows.
+    #[error("{call}: signal {} of {to} is {seen} and cannot go back to {value}; post each step once, on one stream", signal.0)]
+    SignalWentBack {
+        /// Call that refused it.
+        call: &'static str,
+        /// Owner of the word.
+        to: Pe,
+        /// The word.
+        signal: SignalId,
+        /// What it is.
+        seen: Epoch,
+        /// What it should have become.
+        value: Epoch,
+    },
+    /// A signal has two writers: the rules say one.
+    #[error("{call}: signal {} of {to} is written by {writer} and by {second}; give each writer its own word", signal.0)]
+    SignalWriters {
+        /// Call that refused it.
+        call: &'static str,
+        /// Owner of the word.
+        to: Pe,
+        /// The word.
+        signal: SignalId,
+        /// Its writer so far.
+        writer: Pe,
+        /// The other one.
+        second: Pe,
+    },
+    /// Text that is not what it should be.
+    #[error("'{text}' is not {what}; expected {expected}")]
+    Text {
+        /// What it should be.
+        what: &'static str,
+        /// What it is.
+        text: String,
+        /// How it is written.
+        expected: &'static str,
+    },
+    /// A stream could not be made, or its worker is gone.
+    #[error("{call}: stream '{stream}': {reason}")]
+    Stream {
+        /// Call that failed.
+        call: &'static str,
+        /// The stream.
+        stream: &'static str,
+        /// Why.
+        reason: String,
+    },
+}

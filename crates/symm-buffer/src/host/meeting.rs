@@ -1,0 +1,203 @@
+//! Collectives: all ranks meet, see whether they want the same, and one of them does it for all.
+use super::{heap::Block, shared::Shared};
+use crate::{
+    Bytes, Error, Label, Pe, RegionId, Report, Span,
+    deadline::{Deadline, Expired, wait_until},
+    sync::Mutex,
+};
+
+/// What a rank wants to do with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    Alloc(Bytes),
+    Free(RegionId),
+    Signals(u32),
+    Barrier,
+    Recover,
+}
+
+impl Ask {
+    pub(super) const fn call(self) -> &'static str {
+        match self {
+            Self::Alloc(_) => "alloc",
+            Self::Free(_) => "free",
+            Self::Signals(_) => "alloc_signals",
+            Self::Barrier => "barrier",
+            Self::Recover => "recover",
+        }
+    }
+}
+
+/// What a rank brings.
+pub(super) struct Ballot {
+    pub(super) ask: Ask,
+    /// Its memory, for `alloc`.
+    pub(super) block: Option<Block>,
+}
+
+/// Why a meeting came to nothing; the same for all who were there.
+#[derive(Clone, Debug)]
+pub(super) enum Refusal {
+    Differ(Vec<Ask>),
+    Missing(Pe),
+    NoMemory(Pe),
+    Busy(&'static str),
+    Unknown,
+    Full(Error),
+}
+
+/// A number with a meaning that depends on the call: a region, a signal, an incarnation.
+pub(super) type Outcome = Result<u64, Refusal>;
+
+/// A place to meet, round after round.
+pub(super) struct Meeting {
+    round: Mutex<Round>,
+}
+
+struct Round {
+    number: u64,
+    /// Who is there, by rank.
+    ballots: Vec<Option<Ballot>>,
+    /// Of the round before. It stays until all who were in it have left: the next one cannot end without them.
+    outcome: Outcome,
+}
+
+impl Round {
+    fn is_absent(&self, pe: Pe) -> bool {
+        self.ballots[pe.index()].is_none()
+    }
+
+    /// The first rank that went and can never come: others may have gone because of it.
+    fn gone(&self, shared: &Shared) -> Option<Pe> {
+        let absent = shared.world.ranks().filter(|pe| self.is_absent(*pe));
+        absent.filter_map(|pe| Some((shared.rank(pe).left()?, pe))).min().map(|(_, pe)| pe)
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+        self.number += 1;
+        self.ballots.iter_mut().for_each(|ballot| *ballot = None);
+    }
+}
+
+impl Meeting {
+    pub(super) fn new(ranks: usize) -> Self {
+        let ballots = (0..ranks).map(|_| None).collect();
+        Self { round: Mutex::new(Round { number: 0, ballots, outcome: Ok(0) }) }
+    }
+
+    /// Meets everybody. The last to come does `act`, whose outcome all get.
+    ///
+    /// When a rank does not come, all who wait here learn which; then the group is aborted, so that the others learn it.
+    pub(super) fn meet(
+        &self,
+        shared: &Shared,
+        me: Pe,
+        ballot: Ballot,
+        deadline: Deadline,
+        act: impl FnOnce(Vec<Ballot>) -> Outcome,
+    ) -> Result<u64, Error> {
+        let ask = ballot.ask;
+        let number = self.enter(shared, me, ballot, act);
+        // Recovery is for groups that were aborted.
+        let obeys_abort = ask != Ask::Recover;
+        let poll = || {
+            let mut round = self.round.lock();
+            if round.number != number {
+                return Some(Ok(round.outcome.clone()));
+            }
+            if obeys_abort && let Some(error) = shared.aborted(me) {
+                round.ballots[me.index()] = None;
+                return Some(Err(error));
+            }
+            let gone = round.gone(shared)?;
+            round.end(Err(Refusal::Missing(gone)));
+            Some(Ok(round.outcome.clone()))
+        };
+        let outcome = match wait_until(&shared.rank(me).event, deadline, poll) {
+            Ok(waited) => waited.value?,
+            Err(Expired { .. }) => self.give_up(shared, me, number),
+        };
+        outcome.map_err(|refusal| explain(shared, me, ask, refusal, deadline))
+    }
+
+    fn enter(
+        &self,
+        shared: &Shared,
+        me: Pe,
+        ballot: Ballot,
+        act: impl FnOnce(Vec<Ballot>) -> Outcome,
+    ) -> u64 {
+        let mut round = self.round.lock();
+        let number = round.number;
+        round.ballots[me.index()] = Some(ballot);
+        if round.ballots.iter().all(Option::is_some) {
+            let ballots: Vec<Ballot> = round.ballots.iter_mut().filter_map(Option::take).collect();
+            let asks: Vec<Ask> = ballots.iter().map(|ballot| ballot.ask).collect();
+            let same = asks.iter().all(|ask| *ask == asks[0]);
+            let outcome = if same { act(ballots) } else { Err(Refusal::Differ(asks)) };
+            round.end(outcome);
+            drop(round);
+            shared.notify_all();
+        }
+        number
+    }
+
+    /// Ends the round because somebody did not come in time, unless all came just now.
+    fn give_up(&self, shared: &Shared, me: Pe, number: u64) -> Outcome {
+        let mut round = self.round.lock();
+        if round.number == number {
+            // Others may have given up before; whom they blamed then is still the one.
+            let blamed = shared.blamed().filter(|pe| round.is_absent(*pe));
+            let first = || shared.world.after(me).find(|pe| round.is_absent(*pe));
+            let missing = blamed.or_else(first).unwrap_or(me);
+            round.end(Err(Refusal::Missing(missing)));
+        }
+        let outcome = round.outcome.clone();
+        drop(round);
+        shared.notify_all();
+        outcome
+    }
+}
+
+/// The refusal as this rank's error.
+fn explain(shared: &Shared, me: Pe, ask: Ask, refusal: Refusal, deadline: Deadline) -> Error {
+    let call = ask.call();
+    match refusal {
+        Refusal::Differ(asks) => differ(me, ask, &asks),
+        Refusal::Missing(missing) => {
+            let waited = deadline.waited();
+            let label = Label { stage: call, piece: 0 };
+            shared.raise(me, Report { waited, ..Report::plain(me, missing, label) });
+            let error = Error::Missing { call, me, missing, waited };
+            shared.rank(me).fail(&error);
+            error
+        }
+        Refusal::NoMemory(pe) => {
+            let wanted = if let Ask::Alloc(bytes) = ask { bytes } else { Bytes::default() };
+            Error::NoMemory { call, pe, wanted }
+        }
+        Refusal::Busy(holder) => {
+            let region = if let Ask::Free(region) = ask { region } else { RegionId(0) };
+            let len = shared.region(region).map_or(0, |region| region.len.0);
+            Error::Conflict { call, wanted: Span { region, offset: 0, len }, holder }
+        }
+        Refusal::Unknown => {
+            let region = if let Ask::Free(region) = ask { region } else { RegionId(0) };
+            Error::UnknownRegion { call, region }
+        }
+        Refusal::Full(error) => error,
+    }
+}
+
+/// Names the first rank around the ring that wants something else.
+fn differ(me: Pe, mine: Ask, asks: &[Ask]) -> Error {
+    let call = mine.call();
+    let ranks = (0_u32..).map(Pe).zip(asks.iter().copied());
+    let turned = ranks.clone().skip(me.index() + 1).chain(ranks);
+    let (peer, theirs) = turned.into_iter().find(|(_, ask)| *ask != mine).unwrap_or((me, mine));
+    match (mine, theirs) {
+        (Ask::Alloc(mine), Ask::Alloc(theirs)) => Error::AllocMismatch { call, me, peer, mine, theirs },
+        _ => Error::CallMismatch { call: format!("{mine:?}"), me, peer, theirs: format!("{theirs:?}") },
+    }
+}

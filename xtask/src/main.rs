@@ -1,0 +1,69 @@
+//! Every command of the project: `cargo xtask <command>`.
+//!
+//! A command is one line in [`Command`], one line in [`run`] and one module. Exit codes: 0 right, 1 wrong result,
+//! 2 wrong input (one line says what), or that of a program that was run.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program speaks to its user")]
+mod ci;
+mod demo;
+mod files;
+mod input;
+mod shell;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::input::{BadInput, one_line};
+
+/// Commands of the fm-cp workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Runs context-parallel attention over real text, forward and backward, and checks it
+    Demo(demo::args::DemoArgs),
+    /// Runs the tests of all crates and of their documentation
+    Test(test::TestArgs),
+    /// Checks the rules of docs/style.md and ARCHITECTURE.md that compilers do not
+    Tidy,
+    /// Runs everything that must pass before a change is taken
+    Ci(ci::CiArgs),
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Demo(args) => demo::execute(&args),
+        Command::Test(args) => test::execute(&args),
+        Command::Tidy => tidy::execute(),
+        Command::Ci(args) => ci::execute(&args),
+    }
+}
+
+fn main() -> ExitCode {
+    let line = match Line::try_parse() {
+        Ok(line) => line,
+        Err(error) if error.use_stderr() => {
+            eprintln!("{}", one_line(&error.render().to_string()));
+            return ExitCode::from(2);
+        }
+        Err(help) => {
+            print!("{}", help.render().ansi());
+            return ExitCode::SUCCESS;
+        }
+    };
+    match run(line.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<BadInput>() { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Invariants of ARCHITECTURE.md that name what must not be there. Code counts, comments and documentation do not.
+use super::Violation;
+use super::source::{Source, Token};
+
+/// Something that code may not say outside a few places.
+struct Absence {
+    /// What is looked for.
+    pattern: Pattern,
+    /// Whether a file, by its path, is under the rule.
+    applies: fn(&str) -> bool,
+    /// What is wrong, and what to do.
+    text: &'static str,
+}
+
+enum Pattern {
+    /// These identifiers and marks in a row; the last may be any of several.
+    Sequence(&'static [&'static str], &'static [&'static str]),
+    /// An identifier, or with `true` a literal too, that contains this word in any case.
+    Word(&'static str, bool),
+}
+
+const ABSENCES: [Absence; 5] = [
+    Absence {
+        pattern: Pattern::Sequence(
+            &["env", ":", ":"],
+            &["var", "vars", "var_os", "vars_os", "set_var", "remove_var"],
+        ),
+        applies: |path| !path.starts_with("xtask/") && path != "crates/fm-cp/src/config.rs",
+        text: "reads or writes the environment; take an argument, only crates/fm-cp/src/config.rs reads it",
+    },
+    Absence {
+        pattern: Pattern::Sequence(&[], &["spin_loop", "yield_now"]),
+        applies: |path| {
+            !["deadline.rs", "sync.rs"].iter().any(|name| path == format!("crates/symm-buffer/src/{name}"))
+        },
+        text: "spins by hand; wait through symm-buffer's deadline, which ends and reports",
+    },
+    Absence {
+        pattern: Pattern::Word("cuda", true),
+        applies: |path| path.starts_with("crates/cp-overlap/"),
+        text: "cp-overlap knows no CUDA; leave devices to trait Compute and trait Fabric",
+    },
+    Absence {
+        pattern: Pattern::Word("nvshmem", true),
+        applies: |path| {
+            ["cp-overlap", "fm3-kernels"].iter().any(|name| path.starts_with(&format!("crates/{name}/")))
+        },
+        text: "only symm-buffer and nvshmem-sys know NVSHMEM; go through trait Fabric",
+    },
+    Absence {
+        pattern: Pattern::Word("nvshmem", false),
+        applies: |path| path.starts_with("crates/fm-cp/"),
+        text: "fm-cp may speak of NVSHMEM but not use it; go through trait Fabric",
+    },
+];
+
+/// Checks one file.
+pub(super) fn check(source: &Source<'_>) -> Vec<Violation> {
+    let rules = ABSENCES.iter().filter(|absence| (absence.applies)(source.path));
+    rules
+        .flat_map(|absence| {
+            let lines = absence.pattern.lines(&source.tokens);
+            lines.into_iter().map(|line| source.violation(line, absence.text.to_owned()))
+        })
+        .collect()
+}
+
+impl Pattern {
+    /// Lines where it occurs.
+    fn lines(&self, tokens: &[Token]) -> Vec<usize> {
+        match *self {
+            Pattern::Sequence(start, last) => tokens
+                .windows(start.len() + 1)
+                .filter(|window| {
+                    let mut words = window.iter().map(|token| token.text.as_str());
+                    words.next_back().is_some_and(|end| last.contains(&end))
+                        && words.eq(start.iter().copied())
+                })
+                .map(|window| window[0].line)
+                .collect(),
+            Pattern::Word(word, literals) => tokens
+                .iter()
+                .filter(|token| (literals || !token.literal) && token.text.to_lowercase().contains(word))
+                .map(|token| token.line)
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: [usize; 0] = [];
+
+    fn lines(path: &str, code: &str) -> Vec<usize> {
+        let text =
+            format!("//! CUDA, NVSHMEM, env::var, spin_loop in words are fine.\n// env::var\n{code}\n");
+        check(&Source::parse(path, &text).unwrap()).iter().map(|violation| violation.line).collect()
+    }
+
+    #[test]
+    fn the_environment_is_read_in_one_file() {
+        for code in
+            ["fn f() { std::env::var(\"A\"); }", "use std::env::var_os;", "fn f() { m!(env::vars()); }"]
+        {
+            assert_eq!(lines("crates/fm-cp/src/lib.rs", code), [3], "{code}");
+            assert_eq!(lines("crates/cp-overlap/tests/x.rs", code), [3], "{code}");
+            assert_eq!(lines("crates/fm-cp/src/config.rs", code), NONE, "{code}");
+        }
+        assert_eq!(
+            lines("crates/fm-cp/src/lib.rs", "fn f() { std::env::args(); env!(\"X\"); var(); }"),
+            NONE
+        );
+    }
+
+    #[test]
+    fn nobody_spins_by_hand() {
+        for code in ["fn f() { loop { std::hint::spin_loop(); } }", "fn f() { while a() { yield_now() } }"] {
+            assert_eq!(lines("crates/symm-buffer/src/host.rs", code), [3]);
+            assert_eq!(lines("crates/symm-buffer/src/deadline.rs", code), NONE);
+            assert_eq!(lines("crates/symm-buffer/src/sync.rs", code), NONE);
+        }
+        assert_eq!(lines("crates/symm-buffer/src/host.rs", "fn f() { loop { g(); } }"), NONE);
+    }
+
+    #[test]
+    fn planning_knows_no_cuda_and_no_nvshmem() {
+        for code in ["fn cuda_stream() {}", "use nvshmem_sys::load;", "const A: &str = \"libcuda\";"] {
+            assert_eq!(lines("crates/cp-overlap/src/plan.rs", code), [3], "{code}");
+        }
+        assert_eq!(lines("crates/fm3-kernels/src/lib.rs", "mod cuda;"), NONE, "it is the kernels' home");
+        assert_eq!(lines("crates/fm3-kernels/src/lib.rs", "use nvshmem_sys::load;"), [3]);
+        assert_eq!(lines("crates/symm-buffer/src/lib.rs", "mod nvshmem;"), NONE);
+    }
+
+    #[test]
+    fn the_facade_may_speak_of_nvshmem_only() {
+        assert_eq!(lines("crates/fm-cp/src/lib.rs", "const A: &str = \"nvshmem is not built in\";"), NONE);
+        assert_eq!(lines("crates/fm-cp/src/lib.rs", "use nvshmem_sys::load;"), [3]);
+    }
+}
