@@ -103,7 +103,9 @@ impl Action {
                 );
                 return Ok(Outcome::Skipped);
             }
-            Action::Deny => run(&mut command("cargo", &["deny", "check"]))?.success(),
+            Action::Deny => {
+                run(&mut command("cargo", &["deny", "check", "bans", "licenses", "sources"]))?.success()
+            }
             Action::Demo => {
                 let program = std::env::current_exe()?;
                 let words =
@@ -117,7 +119,7 @@ impl Action {
 }
 
 fn table(done: &[Done]) -> String {
-    let width = done.iter().map(|step| step.name.len()).max().unwrap_or(0);
+    let width = done.iter().map(|step| step.name.len()).max().unwrap_or(0).max("total".len());
     let line = |step: &Done| {
         let outcome = match step.outcome {
             Outcome::Passed => "ok",

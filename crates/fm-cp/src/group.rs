@@ -79,7 +79,7 @@ impl CpGroup {
     /// # Errors
     /// [`Error::Fabric`] naming a rank that did not come.
     pub fn barrier(&self) -> Result<(), Error> {
-        Ok(self.session.fabric().barrier(self.config.deadline)?)
+        Ok(self.session.fabric().barrier(self.session.settings().collective_deadline())?)
     }
 
     /// After a failed call: meets the live ranks, drops what was queued. Collective; the next call works again.

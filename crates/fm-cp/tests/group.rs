@@ -200,7 +200,7 @@ fn different_plans_are_refused_by_name_and_the_group_recovers() {
     });
     for (rank, error) in results.iter().enumerate() {
         let text = error.to_string();
-        assert!(text.contains("'mask' differs"), "rank {rank}: {text}");
+        assert!(text.contains("'mask' differs") && text.contains("rank 2"), "rank {rank}: {text}");
     }
 }
 

@@ -13,7 +13,7 @@ use support::{Case, bits, run};
 const CASE: Case = Case {
     ranks: 4,
     kind: ShardingKind::Contiguous,
-    seq: 4096,
+    seq: 2048,
     batch: 1,
     heads_q: 8,
     heads_kv: 8,
@@ -35,35 +35,45 @@ fn config(overlap: Overlap) -> Config {
     Config { overlap, tunables, ..Config::default() }
 }
 
-fn timed(overlap: Overlap, link: Option<Link>, pass: Pass) -> (Duration, Vec<u32>, Vec<CallReport>) {
+/// One run: time of the slowest rank, all bits, reports.
+fn timed(overlap: Overlap, link: Option<Link>, pass: Pass) -> (f64, Vec<u32>, Vec<CallReport>) {
     let host = HostConfig { link, poison: false, ..HostConfig::default() };
-    let mask = CASE.mask("full");
-    // The best of three: a busy machine only ever adds time.
-    let runs = (0..3).map(|_| {
-        let outputs = run::<f32>(&CASE, &mask, &config(overlap), &host).unwrap();
-        let reports = pass(&outputs);
-        let slowest = reports.iter().map(|report| report.elapsed).max().unwrap();
-        (slowest, bits(&outputs), reports)
-    });
-    runs.min_by_key(|(time, ..)| *time).unwrap()
+    let outputs = run::<f32>(&CASE, &CASE.mask("full"), &config(overlap), &host).unwrap();
+    let reports = pass(&outputs);
+    let slowest = reports.iter().map(|report| report.elapsed).max().unwrap();
+    (slowest.as_secs_f64(), bits(&outputs), reports)
+}
+
+/// The link on which communication alone takes `seconds`: what the busiest rank sends, at this rate.
+fn link(reports: &[CallReport], seconds: f64) -> Link {
+    let most = reports.iter().map(|report| report.bytes_sent().0).max().unwrap();
+    Link { bytes_per_second: most as f64 / seconds, latency: Duration::from_micros(50) }
 }
 
 #[test]
 fn overlap_hides_communication_and_off_does_not() {
     for (name, pass) in PASSES {
-        let (compute, plain_bits, reports) = timed(Overlap::On, None, pass);
-        let most = reports.iter().map(|report| report.bytes_sent().0).max().unwrap();
-        let bytes_per_second = most as f64 / compute.as_secs_f64();
-        let link = Some(Link { bytes_per_second, latency: Duration::from_micros(50) });
-        // Communication alone takes as long as compute, by the choice of the link.
-        let both = 2.0 * compute.as_secs_f64();
-        let (on, on_bits, on_reports) = timed(Overlap::On, link, pass);
-        let (off, off_bits, _) = timed(Overlap::Off, link, pass);
-        let (on, off) = (on.as_secs_f64() / both, off.as_secs_f64() / both);
-        let exposed = on_reports.iter().map(|report| report.exposed).max().unwrap();
-        println!("{name}: compute {compute:?}, overlapped {on:.3}, off {off:.3}, exposed {exposed:?}");
-        assert!(on <= 0.7, "{name}: overlapped takes {on:.3} of compute + communication");
-        assert!(off >= 0.95, "{name}: without overlap it takes {off:.3} of compute + communication");
-        assert!(on_bits == plain_bits && off_bits == plain_bits, "{name}: the link changed bits");
+        let (communication, plain_bits, reports) = timed(Overlap::On, None, pass);
+        let link = Some(link(&reports, communication));
+        // The best of several, taken in turns: a busy machine only ever adds time.
+        let (mut compute, mut on, mut off) = (communication, f64::MAX, f64::MAX);
+        for _ in 0..5 {
+            compute = compute.min(timed(Overlap::On, None, pass).0);
+            for (overlap, best) in [(Overlap::On, &mut on), (Overlap::Off, &mut off)] {
+                let (time, bits, _) = timed(overlap, link, pass);
+                assert!(bits == plain_bits, "{name}: the link changed bits");
+                *best = best.min(time);
+            }
+        }
+        let both = compute + communication;
+        println!(
+            "{name}: compute {:.0} ms, communication {:.0} ms, overlapped {:.3}, off {:.3} of the sum",
+            compute * 1e3,
+            communication * 1e3,
+            on / both,
+            off / both
+        );
+        assert!(on <= 0.7 * both, "{name}: overlapped takes {:.3} of compute + communication", on / both);
+        assert!(off >= 0.95 * both, "{name}: without overlap it takes {:.3} of compute + communication", off / both);
     }
 }

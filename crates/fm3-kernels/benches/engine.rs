@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const DIMS: Dims = Dims { batch: 1, heads_q: 2, heads_kv: 1, seq_q: 4096, seq_k: 4096, head_dim: 128 };
-const RUNS: usize = 7;
+const RUNS: usize = 5;
 
 /// Smallest, middle and largest GFLOP/s of some runs.
 struct Rates {
@@ -25,20 +25,21 @@ struct Rates {
 }
 
 fn main() -> Result<(), Error> {
-    let product = gemm_rate(2048);
-    println!("{} rayon threads, {RUNS} runs each, GFLOP/s", rayon::current_num_threads());
-    println!("{:<28} {:>8} {:>8} {:>8} {:>8}", "", "median", "min", "max", "of gemm");
-    print("gemm f32 2048^3", &product, &product);
+    println!(
+        "{} rayon threads, {RUNS} runs each, in turns with a 2048^3 f32 product; GFLOP/s",
+        rayon::current_num_threads()
+    );
+    println!("{:<22} {:>26} {:>26} {:>8}", "", "median (min-max)", "gemm: median (min-max)", "of gemm");
     let dims = MaskDims { batch: 1, heads: 1, seq_q: DIMS.seq_q, seq_k: DIMS.seq_k };
+    let mut product = Product::new(2048);
     for (name, mask) in [("full", FlashMask::full(dims)?), ("causal", FlashMask::causal(dims)?)] {
-        attention::<f32>(name, &mask, &product)?;
-        attention::<bf16>(name, &mask, &product)?;
+        attention::<f32>(name, &mask, &mut product)?;
+        attention::<bf16>(name, &mask, &mut product)?;
     }
-    print("gemm f32 2048^3, again", &gemm_rate(2048), &product);
     Ok(())
 }
 
-fn attention<T: Element>(name: &str, mask: &FlashMask, product: &Rates) -> Result<(), Error> {
+fn attention<T: Element>(name: &str, mask: &FlashMask, product: &mut Product) -> Result<(), Error> {
     let shape = Shape::new(DIMS)?;
     let queries = Extents { batch: 1, seq: DIMS.seq_q, heads: DIMS.heads_q, head_dim: DIMS.head_dim };
     let keys = Extents { seq: DIMS.seq_k, heads: DIMS.heads_kv, ..queries };
@@ -54,70 +55,79 @@ fn attention<T: Element>(name: &str, mask: &FlashMask, product: &Rates) -> Resul
     let pieces = Keys { k, v, first_column: 0, first_head: 0 };
     // The mask has one head, which serves all query heads.
     let work = mask.visible_pairs() as f64 * (DIMS.heads_q * DIMS.head_dim) as f64;
-    let forward = rates(4.0 * work, || {
+    compare(&format!("forward {name} {}", T::DTYPE), 4.0 * work, product, || {
         let mut o = View4Mut::bshd(&mut o, queries)?;
         cpu::forward(problem, &pieces, &mut o, &mut lse)
     })?;
-    print(&format!("forward {name} {}", T::DTYPE), &forward, product);
     let saved = Saved { o: View4::bshd(&o, queries)?, dout: View4::bshd(&dout, queries)?, lse: &lse };
     let (mut dq, mut dk, mut dv) = (q.clone(), vec![q[0]; k.data().len()], vec![q[0]; v.data().len()]);
-    let backward = rates(10.0 * work, || {
+    compare(&format!("backward {name} {}", T::DTYPE), 10.0 * work, product, || {
         let dq = View4Mut::bshd(&mut dq, queries)?;
         let (dk, dv) = (View4Mut::bshd(&mut dk, keys)?, View4Mut::bshd(&mut dv, keys)?);
         cpu::backward(problem, &pieces, saved, Grads { dq, dk, dv })
-    })?;
-    print(&format!("backward {name} {}", T::DTYPE), &backward, product);
+    })
+}
+
+/// Runs `attention` and the product in turns, so that both meet the same load of the machine, and prints a line.
+fn compare(
+    name: &str,
+    flops: f64,
+    product: &mut Product,
+    mut attention: impl FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
+    attention()?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        theirs.push(product.rate());
+        let start = Instant::now();
+        attention()?;
+        ours.push(flops / start.elapsed().as_secs_f64() / 1e9);
+    }
+    let (ours, theirs) = (Rates::of(ours), Rates::of(theirs));
+    let share = 100.0 * ours.median / theirs.median;
+    println!("{name:<22} {:>26} {:>26} {share:>6.0} %", ours.to_string(), theirs.to_string());
     Ok(())
 }
 
-fn rates(flops: f64, mut run: impl FnMut() -> Result<(), Error>) -> Result<Rates, Error> {
-    run()?;
-    let mut rates = Vec::new();
-    for _ in 0..RUNS {
-        let start = Instant::now();
-        run()?;
-        rates.push(flops / start.elapsed().as_secs_f64() / 1e9);
+impl Rates {
+    fn of(mut rates: Vec<f64>) -> Self {
+        rates.sort_by(f64::total_cmp);
+        Self { min: rates[0], median: rates[rates.len() / 2], max: rates[rates.len() - 1] }
     }
-    rates.sort_by(f64::total_cmp);
-    Ok(Rates { min: rates[0], median: rates[RUNS / 2], max: rates[RUNS - 1] })
 }
 
-fn gemm_rate(n: usize) -> Rates {
-    let (a, b, mut c) = (vec![1.0f32; n * n], vec![0.5f32; n * n], vec![0.0f32; n * n]);
-    let step = n.cast_signed();
-    let run = || {
+impl std::fmt::Display for Rates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} ({:.1}-{:.1})", self.median, self.min, self.max)
+    }
+}
+
+/// A square matrix product of the `gemm` crate.
+struct Product {
+    n: usize,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+}
+
+impl Product {
+    fn new(n: usize) -> Self {
+        Self { n, a: vec![1.0; n * n], b: vec![0.5; n * n], c: vec![0.0; n * n] }
+    }
+
+    /// GFLOP/s of one product on all rayon threads.
+    fn rate(&mut self) -> f64 {
+        let (n, step) = (self.n, self.n.cast_signed());
+        let (a, b, c) = (self.a.as_ptr(), self.b.as_ptr(), self.c.as_mut_ptr());
+        let threads = gemm::Parallelism::Rayon(0);
+        let start = Instant::now();
         // SAFETY: all three are n x n dense row-major buffers that live across the call; only `c` is written.
         unsafe {
             gemm::gemm(
-                n,
-                n,
-                n,
-                c.as_mut_ptr(),
-                1,
-                step,
-                false,
-                a.as_ptr(),
-                1,
-                step,
-                b.as_ptr(),
-                1,
-                step,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::Rayon(0),
+                n, n, n, c, 1, step, false, a, 1, step, b, 1, step, 1.0, 1.0, false, false, false, threads,
             );
         }
-        black_box(&c);
-        Ok(())
-    };
-    rates(2.0 * (n as f64).powi(3), run).unwrap_or(Rates { min: 0.0, median: 0.0, max: 0.0 })
-}
-
-fn print(name: &str, rates: &Rates, product: &Rates) {
-    let Rates { min, median, max } = rates;
-    let share = 100.0 * median / product.median;
-    println!("{name:<28} {median:>8.1} {min:>8.1} {max:>8.1} {share:>6.0} %");
+        black_box(&self.c);
+        2.0 * (n as f64).powi(3) / start.elapsed().as_secs_f64() / 1e9
+    }
 }

@@ -265,7 +265,9 @@ mod tests {
             })
         };
         let found = [&tensors.q, &tensors.k, &tensors.v, &tensors.dout].map(|values| bits(values));
-        assert_eq!(found, [0, 0, 0, 0], "{found:#x?}");
+        let pinned =
+            [0xa1c3_dd81_ce60_4962, 0x6ca7_6458_47c8_5924, 0xa04e_06b5_ebb2_06c8, 0xc86d_5c86_6a38_bc54];
+        assert_eq!(found, pinned, "{found:#x?}");
     }
 
     #[test]

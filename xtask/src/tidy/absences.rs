@@ -19,7 +19,15 @@ enum Pattern {
     Word(&'static str, bool),
 }
 
-const ABSENCES: [Absence; 5] = [
+/// Where unsafe code may stand, by start of the path.
+const UNSAFE_PLACES: [&str; 4] = [
+    "crates/nvshmem-sys/",
+    "crates/symm-buffer/src/host/heap.rs",
+    "crates/fm3-kernels/src/cpu/gemm.rs",
+    "crates/fm3-kernels/benches/engine.rs",
+];
+
+const ABSENCES: [Absence; 7] = [
     Absence {
         pattern: Pattern::Sequence(
             &["env", ":", ":"],
@@ -34,6 +42,18 @@ const ABSENCES: [Absence; 5] = [
             !["deadline.rs", "sync.rs"].iter().any(|name| path == format!("crates/symm-buffer/src/{name}"))
         },
         text: "spins by hand; wait through symm-buffer's deadline, which ends and reports",
+    },
+    Absence {
+        pattern: Pattern::Sequence(&[], &["unsafe"]),
+        applies: |path| !UNSAFE_PLACES.iter().any(|place| path.starts_with(place)),
+        text: "has unsafe code; use a safe interface, or argue for the file in ARCHITECTURE.md and list it in tidy",
+    },
+    Absence {
+        pattern: Pattern::Sequence(&["std", ":", ":"], &["sync", "thread"]),
+        applies: |path| {
+            path.starts_with("crates/symm-buffer/src/") && path != "crates/symm-buffer/src/sync.rs"
+        },
+        text: "names std's threads or locks; take them from crate::sync, so that a model checker can replace them",
     },
     Absence {
         pattern: Pattern::Word("cuda", true),
@@ -122,6 +142,28 @@ mod tests {
             assert_eq!(lines("crates/symm-buffer/src/sync.rs", code), NONE);
         }
         assert_eq!(lines("crates/symm-buffer/src/host.rs", "fn f() { loop { g(); } }"), NONE);
+    }
+
+    #[test]
+    fn unsafe_code_stands_in_few_files() {
+        for code in ["fn f() { unsafe { g() } }", "unsafe impl Send for A {}", "unsafe fn f() {}"] {
+            assert_eq!(lines("crates/fm-cp/src/lib.rs", code), [3], "{code}");
+            assert_eq!(lines("crates/symm-buffer/src/host/heap.rs", code), NONE, "{code}");
+        }
+        assert_eq!(
+            lines("crates/fm-cp/src/lib.rs", "#![forbid(unsafe_code)]\nconst A: &str = \"unsafe\";"),
+            NONE
+        );
+    }
+
+    #[test]
+    fn threads_and_locks_come_through_one_file() {
+        for code in ["use std::sync::Mutex;", "fn f() { std::thread::spawn(g); }"] {
+            assert_eq!(lines("crates/symm-buffer/src/host/stream.rs", code), [3], "{code}");
+            assert_eq!(lines("crates/symm-buffer/src/sync.rs", code), NONE, "{code}");
+            assert_eq!(lines("crates/symm-buffer/tests/host.rs", code), NONE, "{code}");
+        }
+        assert_eq!(lines("crates/symm-buffer/src/host/stream.rs", "use crate::sync::Mutex;"), NONE);
     }
 
     #[test]

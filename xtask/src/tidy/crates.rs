@@ -7,8 +7,13 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use super::{Violation, dag};
 
 /// Dependencies outside the workspace that only some crates may have, and why.
-const OWNED: [(&str, &[&str], &str); 5] = [
+const OWNED: [(&str, &[&str], &str); 6] = [
     ("libloading", &["nvshmem-sys"], "foreign code is loaded in nvshmem-sys only"),
+    (
+        "rayon",
+        &["cp-overlap", "fm-cp", "fm3-kernels", "xtask"],
+        "who waits for ranks must not do so in a rayon task",
+    ),
     ("anyhow", &["xtask"], "a library has its own error type"),
     ("clap", &["xtask"], "a library has no command line"),
     ("indicatif", &["xtask"], "a library does not print"),

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 use fm3_kernels::view::Strides;
 use symm_buffer::buffer::SepBytes;
 use symm_buffer::layout::Part;
-use symm_buffer::{Bytes, Epoch, Fabric, Label, Pe, Post, Put, RegionId, Report, SignalId, Step, Use};
+use symm_buffer::{Bytes, Epoch, Fabric, Pe, Post, Put, RegionId, SignalId, Step, Use};
 
 use super::report::{Blocked, CallReport, PassKind};
 use super::signals::SignalKind;
 use super::source::{HeadRow, partial_copies, push_copies};
-use super::{CallSpec, Overlap, State, hello, pass_of};
+use super::{CallSpec, Overlap, State, failure, hello, pass_of};
 use crate::plan::{Departure, Pass, RankPlan};
 use crate::{Compute, Error, PairSpans, Readiness};
 
@@ -97,7 +97,7 @@ impl<'a, F: Fabric> Call<'a, F> {
     fn agree_and_reserve(&mut self, words: hello::Words) -> Result<(), Error> {
         let Self { fabric, state, plan, .. } = self;
         state.hello.say(*fabric, &state.control, self.at, words)?;
-        let (memory, deadline) = (plan.memory, state.settings.deadline);
+        let (memory, deadline) = (plan.memory, state.settings.collective_deadline());
         let slots = match self.slots_at {
             Some(_) => SepBytes { send: memory.send, receive: memory.receive_half },
             None => SepBytes::default(),
@@ -233,33 +233,13 @@ impl<'a, F: Fabric> Call<'a, F> {
 
     fn stage_edge(&mut self) -> Result<(), Error> {
         if self.state.settings.sync_each_stage {
-            self.fabric.barrier(self.state.settings.deadline)?;
+            self.fabric.barrier(self.state.settings.collective_deadline())?;
         }
         Ok(())
     }
 
-    /// A peer's failure may only be the echo of ranks that run different plans: name that cause, and end all waits.
     fn explain(&self, error: Error) -> Error {
-        let error = match &error {
-            Error::Fabric(_) => self.state.hello.arrived_difference(self.fabric, self.at).unwrap_or(error),
-            _ => error,
-        };
-        // A timeout has told everybody already.
-        let told = already_told(&error);
-        if !told {
-            let stage = if matches!(error, Error::PlanMismatch { .. }) { "agree" } else { self.kind.name() };
-            let peer = if let Error::PlanMismatch { peer, .. } = error { peer } else { self.fabric.me() };
-            self.fabric.abort(Report {
-                rank: self.fabric.me(),
-                peer,
-                label: Label { stage, piece: 0 },
-                signal: self.state.signals.word(SignalKind::Hello, peer),
-                wanted: Epoch(0),
-                seen: Epoch(0),
-                waited: self.started.elapsed(),
-            });
-        }
-        error
+        failure::explain(self.fabric, &self.state.hello, (self.kind, self.at), error)
     }
 
     fn record(&mut self, stage: &'static str, peer: Pe, piece: u32, time: Duration) {
@@ -298,11 +278,6 @@ impl<'a, F: Fabric> Call<'a, F> {
 /// Where something begins, without its length.
 fn at(place: Bytes) -> Part {
     Part { offset: place.0, len: 0 }
-}
-
-fn already_told(error: &Error) -> bool {
-    use symm_buffer::Error as Symm;
-    matches!(error, Error::Fabric(Symm::Timeout(_) | Symm::Aborted { .. }))
 }
 
 /// Which stream a put takes.

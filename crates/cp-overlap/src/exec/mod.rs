@@ -8,6 +8,7 @@ use std::time::Duration;
 use symm_buffer::{Epoch, Fabric, Label, Pe, Post, Put, SepSrBuffer, SrBuffer, Step, Use, Wait};
 
 mod call;
+mod failure;
 mod hello;
 mod report;
 mod signals;
@@ -43,6 +44,14 @@ pub struct Settings {
     pub overlap: Overlap,
     /// For debugging: drain streams and meet all ranks after each stage.
     pub sync_each_stage: bool,
+}
+
+impl Settings {
+    /// Budget of a collective. A rank that does not come may be in a wait of its own, whose report, at most one deadline
+    /// from now, says more than ours would: so collectives wait twice as long.
+    pub const fn collective_deadline(&self) -> Duration {
+        self.deadline.saturating_mul(2)
+    }
 }
 
 impl Default for Settings {
@@ -145,7 +154,7 @@ impl<F: Fabric> Session<F> {
         let pieces = pass_of(spec.plan, spec.pass).pieces.len();
         let rank = self.fabric.me().0;
         let _span = tracing::info_span!("call", pass = spec.pass.name(), rank, pieces).entered();
-        self.fabric.status()?;
+        self.fabric.status().map_err(|error| failure::heard(error.into()))?;
         let (fabric, state) = (&*self.fabric, &mut self.state);
         let tensors = [sources.k.memory, sources.v.memory];
         fabric.with_sources(&tensors, |regions| {
@@ -171,7 +180,7 @@ impl<F: Fabric> Session<F> {
     /// # Errors
     /// [`Error::Fabric`].
     pub fn close(self) -> Result<(), Error> {
-        let deadline = self.state.settings.deadline;
+        let deadline = self.state.settings.collective_deadline();
         self.state.gather.free(&*self.fabric, deadline)?;
         self.state.slots.free(&*self.fabric, deadline)?;
         self.state.hello.free(&*self.fabric, deadline)

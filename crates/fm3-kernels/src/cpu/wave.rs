@@ -144,3 +144,41 @@ impl Wave {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::TILE;
+    use crate::mask::MaskDims;
+    use crate::shape::Dims;
+
+    #[test]
+    fn waves_hold_every_block_once_within_the_workspace() {
+        let (seq_q, seq_k) = (40 * TILE.rows - 5, 12 * TILE.cols);
+        let dims = Dims { batch: 2, heads_q: 6, heads_kv: 2, seq_q, seq_k, head_dim: 8 };
+        let shape = Shape::new(dims).unwrap();
+        let mask = FlashMask::causal(MaskDims { batch: 2, heads: 2, seq_q, seq_k }).unwrap();
+        let blocks = BlockLists::build(&mask, 0..seq_k, TILE).unwrap();
+        let piece = Piece { first_tile: 2, rows: 9 * TILE.cols, first_column: 2 * TILE.cols, kv_heads: 1..2 };
+        let mut seen = Vec::new();
+        for wave in Waves::new(shape, &mask, &blocks, &piece) {
+            assert!(wave.slots <= WAVE, "{}", wave.slots);
+            let mut slots = vec![0; wave.slots];
+            for row_block in wave.by_rows(shape, blocks.row_tiles()) {
+                slots[row_block.slot] += 1;
+                seen.push((row_block.row_index, row_block.batch, row_block.kv_head, row_block.key_tile));
+            }
+            assert!(slots.iter().all(|uses| *uses == 1));
+        }
+        seen.sort_unstable();
+        let mut expected = Vec::new();
+        for (batch, head) in (0..2).flat_map(|batch| (3..6).map(move |head| (batch, head))) {
+            for tile in 0..blocks.row_tiles() {
+                let entries = piece.within(blocks.for_rows(TileAt { batch, head: 1, tile }));
+                let row_index = (batch * 6 + head) * blocks.row_tiles() + tile;
+                expected.extend(entries.iter().map(|entry| (row_index, batch, 0, entry.tile as usize - 2)));
+            }
+        }
+        assert_eq!(seen, expected);
+    }
+}
