@@ -1,6 +1,6 @@
 //! From the global mask to one rank's mask (rules P2, P3).
 use fm3_kernels::FlashMask;
-use fm3_kernels::mask::{ColumnAt, Columns, MaskDims};
+use fm3_kernels::mask::{Bands, Columns, MaskDims, MaskHead};
 use symm_buffer::Pe;
 
 use crate::{Error, Sharding};
@@ -20,13 +20,10 @@ pub fn fold_mask(mask: &FlashMask, sharding: &Sharding, me: Pe) -> Result<FlashM
     let MaskDims { batch, heads, seq_k, .. } = mask.dims();
     let fold = |row: usize| bound(sharding.rows_before(me, row));
     let mut bounds = Vec::with_capacity(batch * heads * seq_k * 4);
-    for (batch, head) in (0..batch).flat_map(|batch| (0..heads).map(move |head| (batch, head))) {
-        for owner in sharding.gather_order(me) {
-            for column in sharding.rows(owner).iter().cloned().flatten() {
-                let bands = mask.bands(ColumnAt { batch, head, column });
-                bounds.extend(
-                    [bands.a, bands.b].into_iter().flat_map(|band| [fold(band.start), fold(band.end)]),
-                );
+    for at in (0..batch).flat_map(|batch| (0..heads).map(move |head| MaskHead { batch, head })) {
+        for columns in sharding.gather_order(me).flat_map(|owner| sharding.rows(owner)) {
+            for Bands { a, b } in mask.bands_in(at, columns.clone()) {
+                bounds.extend([fold(a.start), fold(a.end), fold(b.start), fold(b.end)]);
             }
         }
     }

@@ -25,3 +25,8 @@ pub use plan::{CpPlan, RankPlan};
 pub use problem::Problem;
 pub use sharding::Sharding;
 pub use tune::Tunables;
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct ReadmeExample;

@@ -149,11 +149,6 @@ impl Sharding {
         self.rows(rank).iter().map(Range::len).sum()
     }
 
-    /// Never: every rank owns a row.
-    pub const fn is_empty(&self) -> bool {
-        false
-    }
-
     /// The largest [`Sharding::len`].
     pub fn max_len(&self) -> usize {
         self.world.ranks().map(|rank| self.len(rank)).max().unwrap_or(0)
@@ -222,9 +217,8 @@ impl Sharding {
 /// floor(i S / n), without overflow.
 fn cut(i: usize, n: usize, seq_len: usize) -> usize {
     let at = (i as u128 * seq_len as u128) / n as u128;
-    #[expect(clippy::cast_possible_truncation, reason = "i <= n, so the cut is at most seq_len")]
-    let at = at as usize;
-    at
+    // i <= n, so the cut is at most seq_len.
+    at as usize
 }
 
 fn joined(ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {

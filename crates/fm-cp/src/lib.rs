@@ -27,3 +27,8 @@ pub use fm3_kernels::{DType, Element};
 pub use group::{CpGroup, Member};
 pub use prepared::{CpShape, Prepared};
 pub use symm_buffer::{Pe, World, host};
+
+/// The README's program is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

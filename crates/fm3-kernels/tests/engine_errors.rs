@@ -95,6 +95,10 @@ fn pieces_that_do_not_fit_are_refused() {
     assert!(refused(good, 266, 0).contains("columns 266..394 are not within 10..300"));
     let text = refused(good, 11, 0);
     assert!(text.contains("column 11") && text.contains("10 plus a multiple of 128"), "{text}");
+    let longer = FlashMask::full(MaskDims { seq_k: 400, ..MASK }).unwrap();
+    let text =
+        attend(good, 256, 0, &BlockLists::build(&longer, 0..400, TILE).unwrap()).unwrap_err().to_string();
+    assert!(text.contains("0..400 are not within 0..300"), "{text}");
     let other = BlockLists::build(&case().mask, 0..300, BlockSize { rows: 64, ..TILE }).unwrap();
     let text = attend(good, 0, 0, &other).unwrap_err().to_string();
     assert!(text.contains("rows of a tile = 64"), "{text}");

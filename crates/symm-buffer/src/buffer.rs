@@ -212,7 +212,10 @@ impl Drop for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{World, host};
+    use crate::{
+        World, host,
+        sync::{Arc, AtomicUsize, Ordering},
+    };
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -257,6 +260,46 @@ mod tests {
             assert_eq!(receive.offset, 384 + 256);
             fabric.store(receive, &[7; 200]).unwrap();
             buffer.free(&fabric, SOON).unwrap();
+        });
+    }
+
+    /// Counts warnings.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() == tracing::Level::WARN
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn only_a_drop_without_free_is_warned_of_once() {
+        on_each_rank(1, |fabric| {
+            let count = Arc::default();
+            tracing::subscriber::with_default(Warnings(Arc::clone(&count)), || {
+                let warned = || count.load(Ordering::Relaxed);
+                drop(SrBuffer::new());
+                let mut freed = SepSrBuffer::new();
+                let one = SepBytes { send: Bytes(1), receive: Bytes(1) };
+                freed.ensure(&fabric, one, SOON).unwrap();
+                freed.free(&fabric, SOON).unwrap();
+                assert_eq!(warned(), 0);
+                let mut lost = SrBuffer::new();
+                lost.ensure(&fabric, Bytes(1), SOON).unwrap();
+                lost.ensure(&fabric, Bytes(1000), SOON).unwrap();
+                drop(lost);
+                assert_eq!(warned(), 1);
+            });
         });
     }
 

@@ -156,11 +156,27 @@ mod tests {
     }
 
     #[test]
-    fn no_change_is_slept_through() {
-        // Two threads hand a counter to and fro: a lost wake-up would end at the deadline.
+    fn a_change_right_after_a_look_is_not_slept_through() {
+        let event = Event::default();
+        let (mut looks, mut ready) = (0, false);
+        let waited = wait_until(&event, Deadline::after(Duration::from_secs(20)), || {
+            let seen = ready;
+            looks += 1;
+            if looks == SPINS + 2 {
+                // The first look after the spins: the change comes between it and the sleep.
+                ready = true;
+                event.notify();
+            }
+            seen.then_some(())
+        });
+        assert!(waited.unwrap().time < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn two_threads_hand_a_counter_to_and_fro() {
         let (event, word) = (Event::default(), AtomicU64::new(0));
         let hand = |parity: u64| {
-            for turn in 0..if cfg!(miri) { 20 } else { 2000 } {
+            for turn in 0..2000 {
                 wait_until(&event, Deadline::after(Duration::from_secs(20)), || {
                     (word.load(Ordering::Acquire) == 2 * turn + parity).then_some(())
                 })

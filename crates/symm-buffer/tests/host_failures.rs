@@ -9,8 +9,8 @@ use std::{
 
 use common::{LONG, PROMPT, copy, ms, post, run, span, wait_for};
 use symm_buffer::{
-    Bytes, Error, Fabric, Incarnation, Pe, Put, Report,
-    host::{Faults, HostConfig, HostFabric, Link, Lost, Slow},
+    Bytes, Error, Fabric, Incarnation, Pe, Put, Report, SignalId, World,
+    host::{Faults, HostConfig, HostFabric, HostWorld, Link, Lost, Slow},
 };
 
 fn with_faults(faults: Faults) -> HostConfig {
@@ -91,13 +91,16 @@ fn byte(pe: Pe) -> u8 {
     pe.0.to_le_bytes()[0]
 }
 
-/// All-to-all with data, checked.
+/// All-to-all with data, checked, on new words.
 fn exchange(fabric: &HostFabric) -> Result<(), Error> {
+    exchange_on(fabric, fabric.alloc_signals(8, LONG)?)
+}
+
+fn exchange_on(fabric: &HostFabric, first: SignalId) -> Result<(), Error> {
     let (me, world) = (fabric.me(), fabric.world());
     let region = fabric.alloc(Bytes(8 * world.size()), LONG)?;
-    let first = fabric.alloc_signals(8, LONG)?;
     let push = fabric.stream("push")?;
-    let word = |pe: Pe| symm_buffer::SignalId(first.0 + pe.0);
+    let word = |pe: Pe| SignalId(first.0 + pe.0);
     fabric.store(span(region, 8 * me.index(), 8), &[byte(me); 8])?;
     for to in world.after(me) {
         let copies = &[copy(span(region, 8 * me.index(), 8), region, 8 * me.index())];
@@ -129,9 +132,11 @@ fn a_lost_signal_comes_again_from_its_seed_and_is_over_after_recovery() {
     let once = |seed| {
         let began = Instant::now();
         let reports = run(4, with_faults(faults(seed)), |fabric| {
-            let report = report_of(exchange(&fabric));
+            let words = fabric.alloc_signals(8, LONG).unwrap();
+            let report = report_of(exchange_on(&fabric, words));
             fabric.recover(LONG).unwrap();
-            exchange(&fabric).unwrap();
+            // The same words come again.
+            exchange_on(&fabric, words).unwrap();
             report
         });
         assert!(began.elapsed() < PROMPT);
@@ -168,6 +173,22 @@ fn the_rank_that_panics_first_is_the_one_that_is_heard() {
     let message = *caught.unwrap_err().downcast::<&str>().unwrap();
     assert_eq!(message, "rank 2 has a bug");
     assert!(began.elapsed() < PROMPT, "the others waited on: {:?}", began.elapsed());
+}
+
+#[test]
+fn a_panic_ends_the_waits_of_ranks_on_threads_of_the_caller() {
+    let mut ranks = HostWorld::new(World::new(2).unwrap(), HostConfig::default()).unwrap();
+    let (second, first) = (ranks.pop().unwrap(), ranks.pop().unwrap());
+    thread::scope(|scope| {
+        let dying = scope.spawn(move || {
+            first.alloc_signals(1, LONG).unwrap();
+            panic!("rank 0 dies");
+        });
+        let signal = second.alloc_signals(1, LONG).unwrap();
+        let error = second.wait(wait_for(0, post(&second, signal, 1)), LONG).unwrap_err();
+        assert!(matches!(error, Error::Aborted { by: Pe(0), .. }), "{error}");
+        assert!(dying.join().is_err());
+    });
 }
 
 #[test]

@@ -161,4 +161,4 @@ fn each_part_of_a_problem_has_a_hash_of_its_own() {
 }
 
 /// Hash of the six little-endian words 1, 4, 2, 1024, 1024, 64.
-const SHAPE_HASH: u64 = 0;
+const SHAPE_HASH: u64 = 0x92d9_89d6_4f4f_9b24;

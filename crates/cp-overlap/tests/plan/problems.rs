@@ -12,26 +12,26 @@ use symm_buffer::World;
 
 /// A problem in numbers that shrink; [`Recipe::problem`] makes it.
 #[derive(Clone, Debug)]
-pub struct Recipe {
-    pub ranks: usize,
+pub(crate) struct Recipe {
+    pub(crate) ranks: usize,
     /// Rows above one per rank.
-    pub rows: usize,
-    pub batch: usize,
+    pub(crate) rows: usize,
+    pub(crate) batch: usize,
     /// Query heads per KV head, and KV heads.
-    pub heads: (usize, usize),
+    pub(crate) heads: (usize, usize),
     /// Index into the mask names, then the four raw forms.
-    pub mask: usize,
+    pub(crate) mask: usize,
     /// Index into the divisors of the query heads.
-    pub mask_heads: usize,
+    pub(crate) mask_heads: usize,
     /// Contiguous, dual-chunk or explicit.
-    pub sharding: usize,
+    pub(crate) sharding: usize,
     /// Forced pieces: heads, and blocks of rows.
-    pub forced: (Option<usize>, Option<usize>),
-    pub local_tail: u8,
-    pub seed: u64,
+    pub(crate) forced: (Option<usize>, Option<usize>),
+    pub(crate) local_tail: u8,
+    pub(crate) seed: u64,
 }
 
-pub fn recipes() -> impl Strategy<Value = Recipe> {
+pub(crate) fn recipes() -> impl Strategy<Value = Recipe> {
     let sizes = (1usize..9, 0usize..900, 1usize..4, (1usize..4, 1usize..5));
     let mask = (0..MaskSpec::NAMES.len() + 4, 0usize..6);
     let cut = (0usize..3, (prop::option::of(1usize..5), prop::option::of(1usize..3)), any::<u8>());
@@ -52,11 +52,11 @@ pub fn recipes() -> impl Strategy<Value = Recipe> {
 }
 
 impl Recipe {
-    pub fn seq(&self) -> usize {
+    pub(crate) fn seq(&self) -> usize {
         self.ranks + self.rows
     }
 
-    pub fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         let (group, heads_kv) = self.heads;
         let seq = self.seq();
         let dims = Dims {
@@ -77,7 +77,7 @@ impl Recipe {
         Problem::new(shape, mask, self.sharding(), DType::Bf16, tunables).unwrap()
     }
 
-    pub fn sharding(&self) -> Sharding {
+    pub(crate) fn sharding(&self) -> Sharding {
         let seq = self.seq();
         let world = World::new(u32::try_from(self.ranks).unwrap()).unwrap();
         match self.sharding {
@@ -105,7 +105,7 @@ impl Recipe {
         ranks
     }
 
-    pub fn mask(&self) -> FlashMask {
+    pub(crate) fn mask(&self) -> FlashMask {
         let (group, heads_kv) = self.heads;
         let heads_q = group * heads_kv;
         let divisors: Vec<usize> = (1..=heads_q).filter(|heads| heads_q % heads == 0).collect();
@@ -155,7 +155,7 @@ impl Recipe {
 }
 
 /// Whether a query row sees a key, from the definition of the mask format alone.
-pub fn sees(mask: &FlashMask, (batch, head): (usize, usize), (row, key): (usize, usize)) -> bool {
+pub(crate) fn sees(mask: &FlashMask, (batch, head): (usize, usize), (row, key): (usize, usize)) -> bool {
     let MaskDims { heads, seq_q, seq_k, .. } = mask.dims();
     let count = mask.columns().count();
     let first = ((batch * heads + head) * seq_k + key) * count;

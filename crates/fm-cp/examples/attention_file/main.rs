@@ -9,6 +9,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program speaks to its user")]
 mod files;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

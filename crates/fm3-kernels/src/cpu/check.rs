@@ -109,6 +109,7 @@ pub(super) fn piece<T>(
     equal(call, "block lists", "rows of a tile", blocks.size().rows, TILE.rows)?;
     equal(call, "block lists", "columns of a tile", blocks.size().cols, TILE.cols)?;
     equal(call, "block lists", "row tiles", blocks.row_tiles(), dims.seq_q.div_ceil(TILE.rows))?;
+    within(call, "columns of the block lists", blocks.cols().start, blocks.cols().len(), 0..dims.seq_k)?;
     let kv_heads = within(call, "KV heads", keys.first_head, got.heads, 0..dims.heads_kv)?;
     let columns = within(call, "columns", keys.first_column, got.seq, blocks.cols())?;
     let ahead = columns.start - blocks.cols().start;

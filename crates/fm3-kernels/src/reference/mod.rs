@@ -3,10 +3,14 @@
 //! The mask is read from its dense definition, pair by pair ([`visible`]). Each query row gives its O, LSE and dQ
 //! row on its own, each key column its dK and dV row, so a whole problem and a sample of it are the same code:
 //! a sample costs (rows or columns sampled) * S * d, with one copy of each sampled head in f64.
+mod head;
+
 use rayon::prelude::*;
 
-use crate::mask::{Columns, FlashMask};
-use crate::view::{At, View4};
+use head::{Definition, Head, Known, add_scaled, widen};
+
+use crate::mask::FlashMask;
+use crate::view::View4;
 use crate::{Element, Shape};
 
 /// Names one (query row, key column) pair of one query head.
@@ -35,23 +39,9 @@ pub struct HeadAt {
 ///
 /// # Panics
 /// When the pair is outside the mask.
-#[inline]
 pub fn visible(mask: &FlashMask, heads_q: usize, pair: Pair) -> bool {
-    let dims = mask.dims();
-    let bound = |k: usize| -> usize {
-        let mask_head = pair.head / (heads_q / dims.heads);
-        let column = (pair.batch * dims.heads + mask_head) * dims.seq_k + pair.column;
-        mask.bounds()[column * mask.columns().count() + k].max(0).unsigned_abs() as usize
-    };
-    let row = pair.row;
-    let above_diagonal = mask.is_causal() && pair.column + dims.seq_q > row + dims.seq_k;
-    let masked = match (mask.columns(), mask.is_causal()) {
-        (Columns::One, _) => row >= bound(0),
-        (Columns::Two, true) => bound(0) <= row && row < bound(1),
-        (Columns::Two, false) => row >= bound(0) || row < bound(1),
-        (Columns::Four, _) => (bound(0) <= row && row < bound(1)) || (bound(2) <= row && row < bound(3)),
-    };
-    !masked && !above_diagonal
+    let at = HeadAt { batch: pair.batch, head: pair.head };
+    Definition::new(mask, heads_q, at).sees(pair.row, pair.column)
 }
 
 /// An attention problem.
@@ -222,131 +212,11 @@ impl<T: Element> Attention<'_, T> {
     }
 }
 
-/// One query head and its keys in f64, dense [s, d].
-struct Head<'a> {
-    mask: &'a FlashMask,
-    heads_q: usize,
-    at: HeadAt,
-    width: usize,
-    scale: f64,
-    q: Vec<f64>,
-    k: Vec<f64>,
-    v: Vec<f64>,
-}
-
-/// What the gradients of a query row need beside the inputs.
-#[derive(Clone, Copy)]
-struct Known<'k> {
-    /// dO, `[d]`.
-    dout: &'k [f64],
-    lse: f64,
-    /// sum(dO * O)
-    delta: f64,
-}
-
-impl<'k> Known<'k> {
-    fn new(dout: &'k [f64], lse: f64, o: &[f64]) -> Self {
-        Self { dout, lse, delta: dot(o, dout) }
-    }
-}
-
-impl<'a> Head<'a> {
-    fn new<T: Element>(problem: &Attention<'a, T>, at: HeadAt) -> Self {
-        let dims = problem.shape.dims();
-        let kv = HeadAt { batch: at.batch, head: at.head / problem.shape.group_size() };
-        Self {
-            mask: problem.mask,
-            heads_q: dims.heads_q,
-            at,
-            width: dims.head_dim,
-            scale: f64::from(problem.scale),
-            q: widen(&problem.q, at),
-            k: widen(&problem.k, kv),
-            v: widen(&problem.v, kv),
-        }
-    }
-
-    fn row_of<'r>(&self, tensor: &'r [f64], row: usize) -> &'r [f64] {
-        &tensor[row * self.width..(row + 1) * self.width]
-    }
-
-    fn sees(&self, row: usize, column: usize) -> bool {
-        visible(self.mask, self.heads_q, Pair { batch: self.at.batch, head: self.at.head, row, column })
-    }
-
-    fn score(&self, row: usize, column: usize) -> f64 {
-        self.scale * dot(self.row_of(&self.q, row), self.row_of(&self.k, column))
-    }
-
-    fn forward_row(&self, row: usize) -> RowOutput {
-        let columns = (0..self.mask.dims().seq_k).filter(|column| self.sees(row, *column));
-        let scores: Vec<(usize, f64)> = columns.map(|column| (column, self.score(row, column))).collect();
-        let max = scores.iter().map(|(_, score)| *score).fold(f64::NEG_INFINITY, f64::max);
-        let mut o = vec![0.0; self.width];
-        if scores.is_empty() {
-            return RowOutput { o, lse: f64::NEG_INFINITY };
-        }
-        let sum: f64 = scores.iter().map(|(_, score)| (score - max).exp()).sum();
-        for (column, score) in scores {
-            add_scaled(&mut o, (score - max).exp() / sum, self.row_of(&self.v, column));
-        }
-        RowOutput { o, lse: max + sum.ln() }
-    }
-
-    /// P and dS = P (dP - delta) of a visible pair.
-    fn pair(&self, row: usize, column: usize, known: Known<'_>) -> (f64, f64) {
-        let p = (self.score(row, column) - known.lse).exp();
-        (p, p * (dot(known.dout, self.row_of(&self.v, column)) - known.delta))
-    }
-
-    fn query_gradient(&self, row: usize, known: Known<'_>) -> Vec<f64> {
-        let mut dq = vec![0.0; self.width];
-        for column in (0..self.mask.dims().seq_k).filter(|column| self.sees(row, *column)) {
-            let (_, ds) = self.pair(row, column, known);
-            add_scaled(&mut dq, self.scale * ds, self.row_of(&self.k, column));
-        }
-        dq
-    }
-
-    fn column_gradients(&self, column: usize, known: &[Known<'_>]) -> ColumnGradients {
-        let (mut dk, mut dv) = (vec![0.0; self.width], vec![0.0; self.width]);
-        for row in (0..self.mask.dims().seq_q).filter(|row| self.sees(*row, column)) {
-            let (p, ds) = self.pair(row, column, known[row]);
-            add_scaled(&mut dk, self.scale * ds, self.row_of(&self.q, row));
-            add_scaled(&mut dv, p, known[row].dout);
-        }
-        ColumnGradients { dk, dv }
-    }
-}
-
 fn heads(batch: usize, heads: usize) -> impl Iterator<Item = HeadAt> {
     (0..batch).flat_map(move |batch| (0..heads).map(move |head| HeadAt { batch, head }))
-}
-
-/// One head as dense f64 [s, d].
-fn widen<T: Element>(tensor: &View4<'_, T>, at: HeadAt) -> Vec<f64> {
-    let rows = (0..tensor.extents().seq).map(|seq| tensor.row(At { batch: at.batch, seq, head: at.head }));
-    rows.flatten().map(|value| f64::from(value.to_f32())).collect()
 }
 
 /// Adds a row of d elements to the `place`-th of a dense tensor of such rows.
 fn put(tensor: &mut [f64], place: usize, row: &[f64]) {
     add_scaled(&mut tensor[place * row.len()..(place + 1) * row.len()], 1.0, row);
-}
-
-/// Eight partial sums, so that the compiler may use vectors; d is a multiple of 8.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum()
-}
-
-fn add_scaled(sum: &mut [f64], factor: f64, row: &[f64]) {
-    for (sum, value) in sum.iter_mut().zip(row) {
-        *sum += factor * value;
-    }
 }
