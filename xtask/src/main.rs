@@ -15,6 +15,7 @@ mod tidy;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::input::{BadInput, one_line};
 
@@ -50,14 +51,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 fn main() -> ExitCode {
     let line = match Line::try_parse() {
         Ok(line) => line,
-        Err(error) if error.use_stderr() => {
-            eprintln!("{}", one_line(&error.render().to_string()));
-            return ExitCode::from(2);
-        }
-        Err(help) => {
-            print!("{}", help.render().ansi());
-            return ExitCode::SUCCESS;
-        }
+        Err(error) => return refuse(&error),
     };
     match run(line.command) {
         Ok(code) => code,
@@ -66,4 +60,16 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is::<BadInput>() { 2 } else { 1 })
         }
     }
+}
+
+/// Help as it is, a complaint as one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || !error.use_stderr();
+    if !help {
+        eprintln!("{}", one_line(&error.render().to_string()));
+    } else if let Err(closed) = error.print() {
+        eprintln!("error: cannot print the help: {closed}");
+    }
+    code
 }

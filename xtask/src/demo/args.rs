@@ -16,19 +16,19 @@ const MAX_GIGABYTES: f64 = 16.0;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DemoArgs {
     /// Ranks that share the sequence.
-    #[arg(long, default_value = "4")]
+    #[arg(long, default_value = "4", value_parser = positive)]
     pub ranks: NonZeroUsize,
     /// Rows of each sequence; a row is one byte of text.
-    #[arg(long, default_value = "8192")]
+    #[arg(long, default_value = "8192", value_parser = positive)]
     pub seq_len: NonZeroUsize,
     /// Sequences.
-    #[arg(long, default_value = "1")]
+    #[arg(long, default_value = "1", value_parser = positive)]
     pub batch: NonZeroUsize,
     /// Query heads / KV heads.
     #[arg(long, default_value = "8/2", value_name = "Q/KV")]
     pub heads: Heads,
     /// Elements per head: a multiple of 8, at most 256.
-    #[arg(long, default_value = "64")]
+    #[arg(long, default_value = "64", value_parser = positive)]
     pub head_dim: NonZeroUsize,
     /// Mask by name, `name:key=value,...`, or `file:PATH` (.npy, i32 [b, h, s, C]).
     #[arg(long, default_value = "causal-document")]
@@ -49,7 +49,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     pub corpus: Option<PathBuf>,
     /// Largest document in bytes; a longer file becomes several [default: seq-len / 8].
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = positive)]
     pub max_document: Option<NonZeroUsize>,
     /// Emulated link between ranks [default: as fast as memory].
     #[arg(long, value_name = "GBps,us")]
@@ -259,6 +259,10 @@ pub(crate) enum OverlapArg {
     Off,
 }
 
+fn positive(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "write a whole number of at least 1".to_owned())
+}
+
 /// A whole or broken number with its unit: `300us`, `5ms`, `1.5s`.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -320,8 +324,9 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_its_value() {
         let cases = [
-            ("--ranks 0", "0"),
-            ("--seq-len 0", "0"),
+            ("--ranks 0", "'0' for '--ranks <RANKS>': write a whole number of at least 1"),
+            ("--max-document 0", "at least 1"),
+            ("--seq-len 0", "at least 1"),
             ("--ranks 9 --seq-len 8", "--ranks 9 is more than --seq-len 8"),
             ("--head-dim 12", "head_dim = 12"),
             ("--seq-len 2147483647", "needs"),
