@@ -140,9 +140,9 @@ mod tests {
 
     #[test]
     fn exit_codes_pass_through() {
-        let (status, counts) =
-            run_counted(&mut command("sh", &["-c", "echo 'test result: ok. 2 passed;'; exit 7"])).unwrap();
-        assert_eq!((code(status), counts.passed), (7, 2));
+        // No output: it would pass by the capture of test output and look like a result.
+        let (status, counts) = run_counted(&mut command("sh", &["-c", "exit 7"])).unwrap();
+        assert_eq!((code(status), counts), (7, Counts::default()));
         assert!(
             works("sh", &["-c", "exit 0"])
                 && !works("sh", &["-c", "exit 1"])

@@ -2,7 +2,9 @@
 use std::time::Duration;
 
 use cp_overlap::exec::{Overlap, Settings};
-use cp_overlap::tune::Tunables;
+use cp_overlap::tune::{LinkRate, Tunables};
+use symm_buffer::World;
+use symm_buffer::host::{HostConfig, Link};
 
 use crate::Error;
 
@@ -28,6 +30,17 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The same settings with a heuristic that knows how fast an emulated machine is.
+    #[must_use]
+    pub fn tuned_to(mut self, host: &HostConfig, world: World) -> Self {
+        let rate = |link: Link| LinkRate {
+            bytes_per_s: link.bytes_per_second,
+            latency_s: link.latency.as_secs_f64(),
+        };
+        self.tunables = Tunables::host(world, host.link.map(rate));
+        self
+    }
+
     /// The defaults, changed by the environment; logs what holds.
     ///
     /// # Errors
@@ -94,7 +107,9 @@ mod tests {
         assert_eq!(set("FM_CP_DEADLINE_MS", "1500").unwrap().deadline, Duration::from_millis(1500));
         assert_eq!(set("FM_CP_OVERLAP", "off").unwrap().overlap, Overlap::Off);
         assert!(set("FM_CP_SYNC_STAGES", "1").unwrap().sync_each_stage);
-        for (name, value) in [("FM_CP_DEADLINE_MS", "0"), ("FM_CP_OVERLAP", "yes"), ("FM_CP_SYNC_STAGES", "x")] {
+        for (name, value) in
+            [("FM_CP_DEADLINE_MS", "0"), ("FM_CP_OVERLAP", "yes"), ("FM_CP_SYNC_STAGES", "x")]
+        {
             let text = set(name, value).unwrap_err().to_string();
             assert!(text.contains(name) && text.contains(value), "{text}");
         }

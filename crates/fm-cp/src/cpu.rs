@@ -23,6 +23,7 @@ pub(crate) struct CpuCompute<'a, T> {
 }
 
 /// Which pass, with what only it needs. Taken when it runs.
+#[expect(clippy::large_enum_variant, reason = "one per call, on the stack")]
 pub(crate) enum Job<'a, T> {
     Forward(ForwardOutputs<'a, T>),
     Backward(BackwardInputs<'a, T>, Gradients<'a, T>),
@@ -43,7 +44,10 @@ impl<'a, T: Element> CpuCompute<'a, T> {
         Problem { shape: prepared.plan().shape, mask: prepared.mask(), scale: self.scale, q: self.inputs.q }
     }
 
-    fn failed(&self, call: &'static str) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> Error + use<'a, T> {
+    fn failed(
+        &self,
+        call: &'static str,
+    ) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> Error + use<'a, T> {
         let rank = self.prepared.rank();
         move |source| Error::Compute { call, rank, source }
     }
@@ -104,7 +108,9 @@ impl<'a, T: Element> CpuCompute<'a, T> {
         let mut local = LocalGrads::new(plan);
         for stage in &plan.backward.stages {
             match *stage {
-                Stage::Attend(index) => self.attend_backward(plan, index, (&mut engine, &mut local), ready)?,
+                Stage::Attend(index) => {
+                    self.attend_backward(plan, index, (&mut engine, &mut local), ready)?
+                }
                 Stage::Reduce(index) => {
                     let spans = ready.partial_in(index)?;
                     let (dk, dv) = (self.heap.read(spans.k)?, self.heap.read(spans.v)?);
@@ -150,14 +156,18 @@ impl<T: Element> Compute for CpuCompute<'_, T> {
     fn forward(&mut self, plan: &RankPlan, ready: &mut dyn Readiness) -> Result<(), Error> {
         match self.job.take() {
             Some(Job::Forward(outputs)) => self.run_forward(plan, outputs, ready),
-            _ => Err(self.failed("forward")("this computation was set up for another pass, or has run".into())),
+            _ => {
+                Err(self.failed("forward")("this computation was set up for another pass, or has run".into()))
+            }
         }
     }
 
     fn backward(&mut self, plan: &RankPlan, ready: &mut dyn Readiness) -> Result<(), Error> {
         match self.job.take() {
             Some(Job::Backward(inputs, grads)) => self.run_backward(plan, (inputs, grads), ready),
-            _ => Err(self.failed("backward")("this computation was set up for another pass, or has run".into())),
+            _ => Err(self.failed("backward")(
+                "this computation was set up for another pass, or has run".into(),
+            )),
         }
     }
 }

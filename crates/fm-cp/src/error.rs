@@ -18,7 +18,9 @@ pub enum Error {
     #[error(transparent)]
     Fabric(#[from] symm_buffer::Error),
     /// Ranks joined one group with different settings.
-    #[error("{rank} joined with {field} = {mine}, {peer} with {theirs}; give every rank the same configuration")]
+    #[error(
+        "{rank} joined with {field} = {mine}, {peer} with {theirs}; give every rank the same configuration"
+    )]
     ConfigMismatch {
         /// This rank.
         rank: Pe,
@@ -64,7 +66,9 @@ pub enum Error {
         expected: [usize; 4],
     },
     /// A preparation for another rank or another number of ranks.
-    #[error("{call}: prepared for {prepared_rank} of {prepared_world}, this is {rank} of {world}; prepare with this group")]
+    #[error(
+        "{call}: prepared for {prepared_rank} of {prepared_world}, this is {rank} of {world}; prepare with this group"
+    )]
     WrongGroup {
         /// The call.
         call: &'static str,

@@ -148,6 +148,8 @@ fn agree(fabric: &HostFabric, config: &Config) -> Result<(), Error> {
     fabric.free(region, PATIENCE)?;
     match differs {
         None => Ok(()),
-        Some((peer, field, mine, theirs)) => Err(Error::ConfigMismatch { rank: me, peer, field, mine, theirs }),
+        Some((peer, field, mine, theirs)) => {
+            Err(Error::ConfigMismatch { rank: me, peer, field, mine, theirs })
+        }
     }
 }

@@ -13,9 +13,7 @@ mod group;
 mod prepared;
 pub mod whole;
 
-pub use attention::{
-    BackwardInputs, CpAttention, ForwardInputs, ForwardOutputs, Gradients, Options,
-};
+pub use attention::{BackwardInputs, CpAttention, ForwardInputs, ForwardOutputs, Gradients, Options};
 pub use config::Config;
 pub use cp_overlap::exec::{Blocked, CallReport, Overlap, PassKind};
 pub use cp_overlap::sharding::{Sharding, ShardingKind};

@@ -89,7 +89,10 @@ pub struct RankFailure {
 ///
 /// # Errors
 /// [`Error::Ranks`] with what every failing rank returned; [`Error::Overlap`] when tensors do not fit the shape.
-pub fn run<T: Element>(problem: WholeProblem<'_>, inputs: WholeInputs<'_, T>) -> Result<WholeOutputs<T>, Error> {
+pub fn run<T: Element>(
+    problem: WholeProblem<'_>,
+    inputs: WholeInputs<'_, T>,
+) -> Result<WholeOutputs<T>, Error> {
     let locals = Locals::scatter(&problem, inputs)?;
     let world = problem.sharding.world();
     let results = host::try_run(world, *problem.host, |fabric| run_rank(&problem, &locals, fabric))?;
@@ -195,7 +198,10 @@ fn extents(prepared: &Prepared) -> (Extents, Extents) {
     (of(dims.heads_q), of(dims.heads_kv))
 }
 
-fn collect<T: Element>(problem: &WholeProblem<'_>, ranks: Vec<RankOutput<T>>) -> Result<WholeOutputs<T>, Error> {
+fn collect<T: Element>(
+    problem: &WholeProblem<'_>,
+    ranks: Vec<RankOutput<T>>,
+) -> Result<WholeOutputs<T>, Error> {
     let (queries, keys) = axes(problem);
     let CpShape { batch, heads_q, .. } = problem.shape;
     let sharding = problem.sharding;

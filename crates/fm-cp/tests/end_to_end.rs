@@ -1,4 +1,5 @@
 //! Context-parallel forward and backward against the f64 reference, for whatever users vary.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod support;
 
 use fm_cp::host::HostConfig;
@@ -35,7 +36,8 @@ fn every_mask_sharding_and_number_of_ranks() {
                 let (heads_q, heads_kv) = HEADS[turn % 3];
                 let batch = if turn % 4 == 0 { 3 } else { 1 };
                 let seq = if turn % 2 == 0 { 333 } else { 640 };
-                let case = Case { ranks, kind, seq, batch, heads_q, heads_kv, head_dim: 16, seed: turn as u64 };
+                let case =
+                    Case { ranks, kind, seq, batch, heads_q, heads_kv, head_dim: 16, seed: turn as u64 };
                 let dtype = DType::ALL[turn / 3 % 3];
                 any_dtype(dtype, &case, &case.mask(name), &Config::default(), name);
                 turn += 1;
@@ -47,10 +49,12 @@ fn every_mask_sharding_and_number_of_ranks() {
 #[test]
 fn pieces_of_any_size_give_right_results() {
     for (turn, (heads, rows)) in [(1, 128), (2, 128), (1, 256), (9, 512)].into_iter().enumerate() {
-        let tunables = Tunables { heads_per_piece: Some(heads), rows_per_piece: Some(rows), ..Tunables::h200() };
+        let tunables =
+            Tunables { heads_per_piece: Some(heads), rows_per_piece: Some(rows), ..Tunables::h200() };
         let config = Config { tunables, ..Config::default() };
         let kind = KINDS[turn % 2];
-        let case = Case { ranks: 3, kind, seq: 1500, batch: 1, heads_q: 6, heads_kv: 3, head_dim: 24, seed: 5 };
+        let case =
+            Case { ranks: 3, kind, seq: 1500, batch: 1, heads_q: 6, heads_kv: 3, head_dim: 24, seed: 5 };
         checked::<f32>(&case, &case.mask("causal-blockwise"), &config, "pieces");
         checked::<bf16>(&case, &case.mask("global-sliding-window"), &config, "pieces");
     }
@@ -119,8 +123,16 @@ fn nothing_is_sent_where_nothing_is_needed() {
 
 #[test]
 fn bytes_are_those_of_the_plan_and_well_under_a_blind_gather() {
-    let case =
-        Case { ranks: 4, kind: KINDS[1], seq: 4096, batch: 1, heads_q: 2, heads_kv: 1, head_dim: 16, seed: 4 };
+    let case = Case {
+        ranks: 4,
+        kind: KINDS[1],
+        seq: 4096,
+        batch: 1,
+        heads_q: 2,
+        heads_kv: 1,
+        head_dim: 16,
+        seed: 4,
+    };
     let lengths = ["256"; 16].join("+");
     let mask = case.mask(&format!("causal-document:docs={lengths}"));
     let outputs = run::<bf16>(&case, &mask, &Config::default(), &HostConfig::default()).unwrap();

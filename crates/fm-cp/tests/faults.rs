@@ -1,4 +1,5 @@
 //! Slow, late, lost and dead: delays change no bit, losses end in named timeouts on every rank, the group recovers.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod support;
 
 use std::time::{Duration, Instant};
@@ -28,7 +29,8 @@ fn delays_and_late_signals_change_no_bit() {
     let plain = bits(&run::<half::bf16>(&CASE, &mask, &Config::default(), &HostConfig::default()).unwrap());
     let delay = |seed| Faults { seed, delay: Duration::from_millis(3), ..Faults::default() };
     let late = |seed| Faults { seed, late: Some(Duration::from_millis(5)), ..Faults::default() };
-    let slow = Faults { slow: Some(Slow { rank: Pe(2), delay: Duration::from_millis(4) }), ..Faults::default() };
+    let slow =
+        Faults { slow: Some(Slow { rank: Pe(2), delay: Duration::from_millis(4) }), ..Faults::default() };
     for faults in (1..4).flat_map(|seed| [delay(seed), late(seed)]).chain([slow]) {
         let outputs = run::<half::bf16>(&CASE, &mask, &Config::default(), &faulty(faults)).unwrap();
         assert!(bits(&outputs) == plain, "{faults:?} changed bits");
@@ -57,7 +59,9 @@ fn a_lost_signal_is_a_named_timeout_on_every_rank_within_the_deadline() {
         for failure in &failures {
             let text = failure.error.to_string();
             assert!(text.contains("waited") && text.contains("rank"), "seed {seed}: {text}");
-            stages.extend(text.split("stage '").nth(1).and_then(|rest| rest.split('\'').next()).map(str::to_owned));
+            stages.extend(
+                text.split("stage '").nth(1).and_then(|rest| rest.split('\'').next()).map(str::to_owned),
+            );
         }
         let timeouts = failures.iter().filter(|failure| failure.error.to_string().starts_with("timeout"));
         assert!(timeouts.count() >= 1, "seed {seed}: nobody says what it waited for");

@@ -1,4 +1,5 @@
 //! Groups as users hold them: layouts, changing masks and shapes, several groups, disagreement, recovery.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod support;
 
 use std::time::Duration;
@@ -50,13 +51,15 @@ fn both(group: &mut CpGroup, case: &Case, prepared: &Prepared) -> Result<Local, 
     let t = local(case, group.rank().index());
     let (eq, ek) = (extents(case, prepared, case.heads_q), extents(case, prepared, case.heads_kv));
     let attention = CpAttention::new(Options::default())?;
-    let qkv = ForwardInputs {
-        q: View4::bshd(&t.q, eq)?,
-        k: View4::bshd(&t.k, ek)?,
-        v: View4::bshd(&t.v, ek)?,
-    };
+    let qkv =
+        ForwardInputs { q: View4::bshd(&t.q, eq)?, k: View4::bshd(&t.k, ek)?, v: View4::bshd(&t.v, ek)? };
     let (mut o, mut lse) = (t.q.clone(), vec![0.0; eq.batch * eq.heads * eq.seq]);
-    attention.forward(group, prepared, qkv, ForwardOutputs { o: View4Mut::bshd(&mut o, eq)?, lse: &mut lse })?;
+    attention.forward(
+        group,
+        prepared,
+        qkv,
+        ForwardOutputs { o: View4Mut::bshd(&mut o, eq)?, lse: &mut lse },
+    )?;
     let mut grads = [t.q.clone(), t.k.clone(), t.v.clone()];
     let [dq, dk, dv] = &mut grads;
     let views =
@@ -125,7 +128,8 @@ fn masks_and_shapes_may_change_between_calls() {
         host::run(World::new(CASE.ranks).unwrap(), HostConfig::default(), |fabric| {
             let mut group = join(fabric);
             let round = |(case, name): &(Case, &str)| {
-                let prepared = group.prepare(&case.mask(name), case.shape::<f32>(), &case.sharding()).unwrap();
+                let prepared =
+                    group.prepare(&case.mask(name), case.shape::<f32>(), &case.sharding()).unwrap();
                 both(&mut group, case, &prepared).unwrap()
             };
             let results: Vec<Local> = rounds.iter().map(round).collect();
@@ -149,7 +153,12 @@ fn two_groups_of_one_process_do_not_disturb_each_other() {
     let world = World::new(CASE.ranks).unwrap();
     let (first, second) = (CASE.mask("causal"), CASE.mask("document"));
     let others: std::sync::Mutex<Vec<Option<HostFabric>>> =
-        host::HostWorld::new(world, HostConfig::default()).unwrap().into_iter().map(Some).collect::<Vec<_>>().into();
+        host::HostWorld::new(world, HostConfig::default())
+            .unwrap()
+            .into_iter()
+            .map(Some)
+            .collect::<Vec<_>>()
+            .into();
     let results = host::run(world, HostConfig::default(), |fabric| {
         let rank = fm_cp::Pe::index(symm_buffer::Fabric::me(&fabric));
         let other = others.lock().unwrap()[rank].take().unwrap();

@@ -1,6 +1,7 @@
 //! Communication really hides behind attention: wall time against compute alone and communication alone.
 //!
 //! The emulated link sleeps, so only compute takes the cores. It is set so slow that sending takes as long as attending.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod support;
 
 use std::time::Duration;
@@ -74,6 +75,10 @@ fn overlap_hides_communication_and_off_does_not() {
             off / both
         );
         assert!(on <= 0.7 * both, "{name}: overlapped takes {:.3} of compute + communication", on / both);
-        assert!(off >= 0.95 * both, "{name}: without overlap it takes {:.3} of compute + communication", off / both);
+        assert!(
+            off >= 0.95 * both,
+            "{name}: without overlap it takes {:.3} of compute + communication",
+            off / both
+        );
     }
 }

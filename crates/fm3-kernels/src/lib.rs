@@ -22,3 +22,8 @@ pub use error::Error;
 pub use mask::FlashMask;
 pub use shape::{Dims, Shape};
 pub use view::{View4, View4Mut};
+
+/// The README's program is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -102,6 +102,9 @@ fn pieces_that_do_not_fit_are_refused() {
     let other = BlockLists::build(&case().mask, 0..300, BlockSize { rows: 64, ..TILE }).unwrap();
     let text = attend(good, 0, 0, &other).unwrap_err().to_string();
     assert!(text.contains("rows of a tile = 64"), "{text}");
+    let more_heads = FlashMask::full(MaskDims { heads: 4, ..MASK }).unwrap();
+    let text = attend(good, 0, 0, &BlockLists::build(&more_heads, 0..300, TILE).unwrap()).unwrap_err();
+    assert!(text.to_string().contains("mask heads = 4"), "{text}");
 }
 
 #[test]

@@ -1,40 +1,52 @@
 //! Deadlines, and the one helper behind every wait of a host thread (rule D1).
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{CHECKED, Condvar, Mutex, hint, thread};
 
 /// A point in time at which a wait gives up, and when it began.
+///
+/// A checked program has no clock. There a budget of up to [`MOST_LOOKS`] nanoseconds is that many looks in vain, and a
+/// longer one means never, so that a checker can explore what is late and still finds what hangs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     begin: Instant,
     end: Option<Instant>,
+    looks: Option<u64>,
 }
+
+/// See [`Deadline`].
+const MOST_LOOKS: u64 = 1000;
 
 impl Deadline {
     /// `budget` from now; a budget too large for the clock means never.
     pub(crate) fn after(budget: Duration) -> Self {
         let begin = Instant::now();
-        Self { begin, end: begin.checked_add(budget) }
+        let looks = u64::try_from(budget.as_nanos()).ok().filter(|&looks| looks <= MOST_LOOKS);
+        Self { begin, end: begin.checked_add(budget), looks }
     }
 
     /// At `end`.
     pub(crate) fn at(end: Instant) -> Self {
-        Self { begin: Instant::now(), end: Some(end) }
+        Self { begin: Instant::now(), end: Some(end), looks: Some(1) }
     }
 
     /// Only for threads that wait for work: whoever waits for a peer has a budget.
     pub(crate) fn never() -> Self {
-        Self { begin: Instant::now(), end: None }
+        Self { begin: Instant::now(), end: None, looks: None }
     }
 
     /// Time since the wait began.
     pub(crate) fn waited(&self) -> Duration {
-        self.begin.elapsed()
+        // The same in every run of a schedule.
+        if CHECKED { Duration::ZERO } else { self.begin.elapsed() }
     }
 
-    /// Time left: zero when it is over, `None` when it never is.
-    fn left(&self) -> Option<Duration> {
-        self.end.map(|end| end.saturating_duration_since(Instant::now()))
+    /// Time left after some looks: zero when it is over, `None` when it never is.
+    fn left(&self, looks: u64) -> Option<Duration> {
+        match CHECKED {
+            true => self.looks.map(|most| Duration::from_nanos(most.saturating_sub(looks))),
+            false => self.end.map(|end| end.saturating_duration_since(Instant::now())),
+        }
     }
 }
 
@@ -72,6 +84,10 @@ impl Event {
 
     /// Sleeps while the count is still `seen`.
     fn park(&self, seen: u64, limit: Option<Duration>) {
+        if CHECKED && limit.is_some() {
+            // The next look, when others have run.
+            return thread::yield_now();
+        }
         let guard = self.changes.lock();
         if *guard == seen {
             drop(self.changed.wait(guard, limit));
@@ -81,7 +97,7 @@ impl Event {
 
 /// Looks this often before it sleeps: about a microsecond, much less than a sleep and a wake cost. More would take
 /// the core from a rank that computes.
-const SPINS: u32 = 32;
+const SPINS: u32 = if CHECKED { 0 } else { 32 };
 
 /// Polls until there is a value or the deadline has passed; sleeps on `event` in between.
 ///
@@ -96,14 +112,15 @@ pub(crate) fn wait_until<T>(
         return Ok(Waited { value, time: Duration::ZERO });
     }
     for _ in 0..SPINS {
-        std::hint::spin_loop();
+        hint::spin_loop();
         if let Some(value) = poll() {
             return Ok(Waited { value, time: deadline.waited() });
         }
     }
+    let mut looks = 0;
     loop {
         let seen = event.changes();
-        let left = deadline.left();
+        let left = deadline.left(looks);
         if let Some(value) = poll() {
             return Ok(Waited { value, time: deadline.waited() });
         }
@@ -111,10 +128,12 @@ pub(crate) fn wait_until<T>(
             return Err(Expired { waited: deadline.waited() });
         }
         event.park(seen, left);
+        looks += 1;
     }
 }
 
 #[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::sync::{AtomicU64, Ordering, thread};

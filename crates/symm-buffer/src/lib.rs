@@ -44,6 +44,7 @@ pub mod signal;
 #[cfg(feature = "suite")]
 pub mod suite;
 mod sync;
+mod word;
 
 pub use buffer::{SepSrBuffer, SrBuffer};
 pub use error::Error;

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::Table;
-use fm_cp::host::{Faults, HostConfig, Link};
+use fm_cp::host::{Faults, HostConfig, Link, Lost};
 use fm_cp::mask::{Columns, Documents, MaskDims, MaskSpec};
 use fm_cp::whole::{RankOutcome, WholeInputs, WholeOutputs, WholeProblem};
 use fm_cp::{
@@ -21,6 +21,9 @@ use crate::input::BadInput;
 
 /// A fault that stops the run is found after this long instead of the usual 30 s.
 const FAULT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How late a late signal is.
+const LATE: Duration = Duration::from_millis(50);
 
 /// Everything that is decided before ranks start.
 struct Setup {
@@ -56,37 +59,41 @@ impl Setup {
         let ranks = u32::try_from(args.ranks.get()).map_err(|e| bad(&e))?;
         let world = World::new(ranks).map_err(|e| bad(&e))?;
         let kind: ShardingKind = args.sharding.parse().map_err(|e| bad(&e))?;
-        let mut config = Config::from_env().map_err(|e| bad(&e))?;
+        let link = args
+            .link
+            .map(|link| Link { bytes_per_second: link.gigabytes_per_second * 1e9, latency: link.latency });
+        let host = HostConfig { link, faults: faults(args), ..HostConfig::default() };
+        let mut config = Config::from_env().map_err(|e| bad(&e))?.tuned_to(&host, world);
         config.overlap = match args.overlap {
             OverlapArg::On => Overlap::On,
             OverlapArg::Off => Overlap::Off,
         };
-        if args.inject == Some(InjectArg::Lost) {
+        if host.faults.lost.is_some() {
             config.deadline = FAULT_DEADLINE;
         }
-        let link = args
-            .link
-            .map(|link| Link { bytes_per_second: link.gigabytes_per_second * 1e9, latency: link.latency });
         Ok(Self {
             mask: mask(args, inputs)?,
             sharding: Sharding::new(kind, seq, world).map_err(|e| bad(&e))?,
             shape: CpShape { batch, heads_q, heads_kv, head_dim, dtype: args.dtype },
             global,
             config,
-            host: HostConfig { link, faults: faults(args), ..HostConfig::default() },
+            host,
             documents: inputs.sequences.iter().map(|sequence| sequence.document_lengths.len()).sum(),
         })
     }
 }
 
 fn faults(args: &DemoArgs) -> Faults {
-    let text = match args.inject {
-        None => return Faults::default(),
-        Some(InjectArg::Delay(time)) => return Faults { delay: time, ..Faults::default() }.seeded(args.seed),
-        Some(InjectArg::Lost) => "lost",
-        Some(InjectArg::Late) => "late",
-    };
-    text.parse().unwrap_or_else(|_| Faults::default()).seeded(args.seed)
+    let none = Faults { seed: args.seed, ..Faults::default() };
+    match args.inject {
+        None => none,
+        Some(InjectArg::Delay(delay)) => Faults { delay, ..none },
+        Some(InjectArg::Late) => Faults { late: Some(LATE), ..none },
+        // The first posts of a rank say hello to each peer; the next one is for a piece of K, V.
+        Some(InjectArg::Lost) => {
+            Faults { lost: Some(Lost { rank: None, nth: args.ranks.get() as u64 - 1 }), ..none }
+        }
+    }
 }
 
 fn mask(args: &DemoArgs, inputs: &Inputs) -> Result<FlashMask, BadInput> {

@@ -3,7 +3,7 @@
 //! Defaults are measurements of pushes and attention on two H200s over NVLink. Anything that runs on other machines
 //! (or on an emulated link) overrides the rates; all ranks must use the same numbers, their hash is compared.
 use serde::{Deserialize, Serialize};
-use symm_buffer::{Bytes, Step};
+use symm_buffer::{Bytes, Step, World};
 
 use crate::Error;
 use crate::plan::NEED_ROWS;
@@ -37,6 +37,15 @@ impl Wire {
             Wire::F32 => "f32",
         }
     }
+}
+
+/// What a link can do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinkRate {
+    /// Bytes per second.
+    pub bytes_per_s: f64,
+    /// Seconds in flight.
+    pub latency_s: f64,
 }
 
 /// What a plan is tuned to. Override single fields: `Tunables { local_tail: 0, ..Tunables::h200() }`.
@@ -96,6 +105,22 @@ impl Tunables {
             wire: Wire::F32,
             heads_per_piece: None,
             rows_per_piece: None,
+        }
+    }
+
+    /// For ranks that are threads of one machine and share its cores, over emulated links.
+    ///
+    /// 5e10 flop/s: the CPU engine on two cores at d = 64 to 128, shared by the ranks. 1e-4 s per piece: one more round
+    /// of tasks. Without a link, 5e9 bytes/s: a copy between two threads' memory, and 2e-5 s until the other one wakes.
+    pub fn host(world: World, link: Option<LinkRate>) -> Self {
+        let link = link.unwrap_or(LinkRate { bytes_per_s: 5e9, latency_s: 2e-5 });
+        Self {
+            link_bytes_per_s: link.bytes_per_s,
+            push_fixed_s: 2e-5,
+            first_push_s: link.latency_s,
+            flops_per_s: 5e10 / world.size() as f64,
+            piece_fixed_s: 1e-4,
+            ..Self::h200()
         }
     }
 

@@ -75,7 +75,8 @@ impl Tensor4<'_> {
 }
 
 fn required<'a>(file: &SafeTensors<'a>, name: &'static str) -> Result<Tensor4<'a>> {
-    optional(file, name)?.with_context(|| format!("tensor '{name}' is missing; the file has {:?}", file.names()))
+    optional(file, name)?
+        .with_context(|| format!("tensor '{name}' is missing; the file has {:?}", file.names()))
 }
 
 fn optional<'a>(file: &SafeTensors<'a>, name: &'static str) -> Result<Option<Tensor4<'a>>> {
@@ -94,7 +95,12 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new<T: bytemuck::Pod>(name: &'static str, dtype: Dtype, shape: &[usize], data: &[T]) -> Self {
+    pub(crate) fn new<T: bytemuck::Pod>(
+        name: &'static str,
+        dtype: Dtype,
+        shape: &[usize],
+        data: &[T],
+    ) -> Self {
         Self { name, dtype, shape: shape.to_vec(), bytes: bytemuck::cast_slice(data).to_vec() }
     }
 }

@@ -49,7 +49,10 @@ fn typed<T: Element>(args: &Args, input: &Input<'_>, dtype: Dtype) -> Result<Str
     let tensors = tensors(shape, seq, &outputs, dtype);
     write(&args.output, &tensors)?;
     let (density, ranks) = (mask.density(), args.ranks);
-    Ok(format!("{batch} x {seq} x {heads_q}/{heads_kv} x {head_dim} {}, density {density:.4}, {ranks} ranks", T::DTYPE))
+    Ok(format!(
+        "{batch} x {seq} x {heads_q}/{heads_kv} x {head_dim} {}, density {density:.4}, {ranks} ranks",
+        T::DTYPE
+    ))
 }
 
 fn mask(args: &Args, input: &Input<'_>) -> Result<FlashMask> {

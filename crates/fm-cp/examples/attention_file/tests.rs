@@ -71,7 +71,10 @@ fn near(got: &[f32], want: &[f64], name: &str) {
     assert_eq!(got.len(), want.len(), "{name}");
     for (got, want) in got.iter().zip(want) {
         let error = (f64::from(*got) - want).abs();
-        assert!(f64::from(*got) == *want || error <= 1e-5 * (1.0 + want.abs()), "{name}: {got} is not {want}");
+        assert!(
+            f64::from(*got) == *want || error <= 1e-5 * (1.0 + want.abs()),
+            "{name}: {got} is not {want}"
+        );
     }
 }
 
@@ -91,8 +94,7 @@ fn outputs_are_those_of_the_reference() {
     let dims = MaskDims { batch, heads: 2, seq_q: seq, seq_k: seq };
     let mask = FlashMask::new(dims, Columns::Two, false, bounds).unwrap();
     let shape = Shape::new(Dims { batch, heads_q, heads_kv, seq_q: seq, seq_k: seq, head_dim }).unwrap();
-    let data: Vec<Vec<f32>> =
-        ["q", "k", "v", "dout"].iter().map(|name| read(&files.input, name)).collect();
+    let data: Vec<Vec<f32>> = ["q", "k", "v", "dout"].iter().map(|name| read(&files.input, name)).collect();
     let extents = |heads| Extents { batch, seq, heads, head_dim };
     let attention = Attention {
         shape,

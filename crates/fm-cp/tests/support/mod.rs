@@ -1,5 +1,5 @@
 //! Problems, random tensors and the comparison with the f64 reference, shared by the tests.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part; a test may panic")]
 use fm_cp::host::HostConfig;
 use fm_cp::mask::{Documents, MaskDims, MaskSpec};
 use fm_cp::view::Extents;
@@ -59,7 +59,12 @@ impl Case {
             let mut value = || (0..4).map(|_| random.random_range(-1.0_f32..1.0)).sum::<f32>() * 0.87;
             (0..rows * heads).map(|_| T::from_f32(value())).collect()
         };
-        Tensors { q: fill(self.heads_q), k: fill(self.heads_kv), v: fill(self.heads_kv), dout: fill(self.heads_q) }
+        Tensors {
+            q: fill(self.heads_q),
+            k: fill(self.heads_kv),
+            v: fill(self.heads_kv),
+            dout: fill(self.heads_q),
+        }
     }
 }
 
@@ -95,7 +100,8 @@ pub(crate) fn run<T: Element>(
 /// ||x - ref|| / ||ref||; zeros must be met by zeros.
 pub(crate) fn distance<T: Element>(got: &[T], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
-    let difference: f64 = got.iter().zip(want).map(|(got, want)| (f64::from(got.to_f32()) - want).powi(2)).sum();
+    let difference: f64 =
+        got.iter().zip(want).map(|(got, want)| (f64::from(got.to_f32()) - want).powi(2)).sum();
     let norm: f64 = want.iter().map(|want| want * want).sum();
     if norm == 0.0 { difference } else { (difference / norm).sqrt() }
 }

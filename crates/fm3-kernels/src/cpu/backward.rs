@@ -82,7 +82,7 @@ impl<'a, T: Element> Backward<'a, T> {
     ) -> Result<(), Error> {
         let call = "cpu::Backward::attend";
         let Self { problem, dout, lse, delta, dq, workspace } = self;
-        let piece = &check::piece(call, problem.shape, keys, blocks)?;
+        let piece = &check::piece(call, problem, keys, blocks)?;
         let extents = keys.k.extents();
         check::extents(call, "dk", grads.dk.as_view().extents(), extents)?;
         check::extents(call, "dv", grads.dv.as_view().extents(), extents)?;

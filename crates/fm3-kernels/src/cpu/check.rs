@@ -99,15 +99,18 @@ pub(super) fn whole<T>(call: &'static str, shape: Shape, keys: &Keys<'_, T>) -> 
 /// Checks a piece of keys against the shape and the block lists.
 pub(super) fn piece<T>(
     call: &'static str,
-    shape: Shape,
+    problem: &Problem<'_, T>,
     keys: &Keys<'_, T>,
     blocks: &BlockLists,
 ) -> Result<Piece, Error> {
-    let (dims, got) = (shape.dims(), keys.k.extents());
+    let (dims, got) = (problem.shape.dims(), keys.k.extents());
     extents(call, "k", got, Extents { batch: dims.batch, head_dim: dims.head_dim, ..got })?;
     extents(call, "v", keys.v.extents(), got)?;
     equal(call, "block lists", "rows of a tile", blocks.size().rows, TILE.rows)?;
     equal(call, "block lists", "columns of a tile", blocks.size().cols, TILE.cols)?;
+    let (listed, mask) = (blocks.dims(), problem.mask.dims());
+    equal(call, "block lists", "batch", listed.batch, mask.batch)?;
+    equal(call, "block lists", "mask heads", listed.heads, mask.heads)?;
     equal(call, "block lists", "row tiles", blocks.row_tiles(), dims.seq_q.div_ceil(TILE.rows))?;
     within(call, "columns of the block lists", blocks.cols().start, blocks.cols().len(), 0..dims.seq_k)?;
     let kv_heads = within(call, "KV heads", keys.first_head, got.heads, 0..dims.heads_kv)?;

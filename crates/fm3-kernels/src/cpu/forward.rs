@@ -54,7 +54,7 @@ impl<'a, T: Element> Forward<'a, T> {
     /// # Errors
     /// [`Error::Mismatch`], [`Error::Outside`], [`Error::PieceStart`].
     pub fn attend(&mut self, keys: &Keys<'_, T>, blocks: &BlockLists) -> Result<(), Error> {
-        let piece = check::piece("cpu::Forward::attend", self.problem.shape, keys, blocks)?;
+        let piece = check::piece("cpu::Forward::attend", &self.problem, keys, blocks)?;
         let problem = self.problem;
         self.tasks(&piece)
             .into_par_iter()

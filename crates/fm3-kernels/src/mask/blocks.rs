@@ -90,6 +90,11 @@ impl BlockLists {
         Ok(Self { dims, cols, size, by_keys, by_rows })
     }
 
+    /// Sizes of the mask that was classified.
+    pub const fn dims(&self) -> MaskDims {
+        self.dims
+    }
+
     /// Extents of a tile.
     pub const fn size(&self) -> BlockSize {
         self.size

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     Bytes, Epoch, Error, Incarnation, Label, Pe, Post, RegionId, Report, SignalId, Step, Use, Wait, World,
     deadline::{Deadline, Event, wait_until},
-    sync::{Arc, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering},
+    sync::{Arc, AtomicBool, AtomicU32, AtomicUsize, Mutex, Ordering},
+    word::{Refused, Word},
 };
 
 /// Everything that is common.
@@ -40,21 +41,6 @@ pub(super) struct Shared {
 struct Regions {
     next: u64,
     known: HashMap<RegionId, Arc<Region>>,
-}
-
-/// A signal word of one rank, alone on its cache lines.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(super) struct Word {
-    value: AtomicU64,
-    /// Rank + 1 of its one writer; 0 before the first post.
-    writer: AtomicU32,
-}
-
-impl Word {
-    pub(super) fn seen(&self) -> Epoch {
-        Epoch(self.value.load(Ordering::Acquire))
-    }
 }
 
 /// Who gave up first, and why.
@@ -112,17 +98,10 @@ impl Shared {
     pub(super) fn post(&self, me: Pe, to: Pe, words: &[Word], post: Post) -> Result<(), Error> {
         let (call, Post { signal, value }) = ("put_signal", post);
         let word = &words[to.index()];
-        let first = word.writer.compare_exchange(0, me.0 + 1, Ordering::Relaxed, Ordering::Relaxed);
-        if let Err(writer) = first
-            && writer != me.0 + 1
-        {
-            return Err(Error::SignalWriters { call, to, signal, writer: Pe(writer - 1), second: me });
-        }
-        let seen = Epoch(word.value.load(Ordering::Relaxed));
-        if value < seen {
-            return Err(Error::SignalWentBack { call, to, signal, seen, value });
-        }
-        word.value.store(value.0, Ordering::Release);
+        word.raise(me, value).map_err(|refused| match refused {
+            Refused::Writer(writer) => Error::SignalWriters { call, to, signal, writer, second: me },
+            Refused::WentBack(seen) => Error::SignalWentBack { call, to, signal, seen, value },
+        })?;
         self.rank(to).event.notify();
         Ok(())
     }

@@ -7,12 +7,13 @@ use std::{
 use super::{
     faults::{Fate, Fates},
     heap::CopyOp,
-    shared::{Shared, Word},
+    shared::Shared,
 };
 use crate::{
     Error, Label, Pe, Post, Report, Wait,
     deadline::{Deadline, Event, wait_until},
     sync::{Arc, Mutex, Ordering, thread},
+    word::Word,
 };
 
 /// An in-order queue of a rank with a thread that works on it.
