@@ -1,5 +1,5 @@
 //! What is made once per mask, shape and sharding, and holds for any number of calls (rule P1).
-use cp_overlap::{Problem, RankPlan, Sharding, fold_mask};
+use cp_overlap::{CpPlan, Problem, RankPlan, Sharding, fold_mask};
 use fm3_kernels::cpu::TILE;
 use fm3_kernels::mask::BlockLists;
 use fm3_kernels::{DType, Dims, FlashMask, Shape};
@@ -44,6 +44,11 @@ impl Prepared {
         let global = Shape::new(Dims { batch, heads_q, heads_kv, seq_q: seq, seq_k: seq, head_dim })?;
         let problem = Problem::new(global, mask.clone(), sharding.clone(), dtype, config.tunables)?;
         let plan = RankPlan::build(&problem, rank)?;
+        // A plan can be proved only together with those of the other ranks. Every rank has the same problem, so one proves
+        // it for all.
+        if cfg!(debug_assertions) && rank == Pe(0) {
+            CpPlan::build(&problem)?;
+        }
         let mask = fold_mask(mask, sharding, rank)?;
         let columns = |s: &cp_overlap::plan::Segment| s.first_column..s.first_column + s.rows;
         let lists = plan.segments.iter().map(|segment| BlockLists::build(&mask, columns(segment), TILE));
