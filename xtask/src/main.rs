@@ -4,13 +4,18 @@
 //! 2 wrong input (one line says what), or that of a program that was run.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program speaks to its user")]
+#[path = "../../crates/fm-cp/examples/attention_file/files.rs"]
+#[allow(dead_code, reason = "the example also writes files")]
+mod attention_file;
 mod ci;
 mod demo;
 mod files;
 mod input;
+mod npy;
 mod shell;
 mod test;
 mod tidy;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -35,6 +40,8 @@ enum Command {
     Test(test::TestArgs),
     /// Checks the rules of docs/style.md and ARCHITECTURE.md that compilers do not
     Tidy,
+    /// Proves plans, injects faults, compares with the reference, fuzzes
+    Verify(verify::VerifyArgs),
     /// Runs everything that must pass before a change is taken
     Ci(ci::CiArgs),
 }
@@ -44,6 +51,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::execute(&args),
         Command::Test(args) => test::execute(&args),
         Command::Tidy => tidy::execute(),
+        Command::Verify(args) => verify::execute(&args),
         Command::Ci(args) => ci::execute(&args),
     }
 }

@@ -30,12 +30,14 @@ pub struct Strides {
 impl Strides {
     /// Dense [b, s, h, d].
     pub const fn bshd(e: Extents) -> Self {
-        Self { batch: e.seq * e.heads * e.head_dim, seq: e.heads * e.head_dim, heads: e.head_dim }
+        let seq = e.heads.saturating_mul(e.head_dim);
+        Self { batch: e.seq.saturating_mul(seq), seq, heads: e.head_dim }
     }
 
     /// Dense [b, h, s, d].
     pub const fn bhsd(e: Extents) -> Self {
-        Self { batch: e.seq * e.heads * e.head_dim, seq: e.head_dim, heads: e.seq * e.head_dim }
+        let heads = e.seq.saturating_mul(e.head_dim);
+        Self { batch: e.heads.saturating_mul(heads), seq: e.head_dim, heads }
     }
 
     fn checked_last(self, e: Extents) -> Option<usize> {

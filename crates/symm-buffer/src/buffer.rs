@@ -48,15 +48,16 @@ impl SrBuffer {
     /// under way in it.
     ///
     /// # Errors
-    /// As [`Fabric::alloc`] and [`Fabric::free`]; the buffer is then as before or empty.
+    /// As [`Fabric::alloc`] and [`Fabric::free`]; the buffer is then as before or empty, the same on every rank.
     pub fn ensure(&mut self, fabric: &impl Fabric, half: Bytes, deadline: Duration) -> Result<bool, Error> {
         if half <= self.half() {
             return Ok(false);
         }
         let mut layout = Layout::new();
         let halves = [layout.add(half)?, layout.add(half)?];
+        self.memory.free(fabric, deadline)?;
         self.halves = [Part::default(); 2];
-        self.memory.replace(fabric, layout.total(), deadline)?;
+        self.memory.alloc(fabric, layout.total(), deadline)?;
         self.halves = halves;
         Ok(true)
     }
@@ -118,8 +119,9 @@ impl SepSrBuffer {
         let mut layout = Layout::new();
         let send = layout.add(send)?;
         let halves = [layout.add(receive)?, layout.add(receive)?];
+        self.memory.free(fabric, deadline)?;
         (self.send, self.halves) = (Part::default(), [Part::default(); 2]);
-        self.memory.replace(fabric, layout.total(), deadline)?;
+        self.memory.alloc(fabric, layout.total(), deadline)?;
         (self.send, self.halves) = (send, halves);
         Ok(true)
     }
@@ -175,15 +177,19 @@ fn take(next: &mut Use) -> Use {
 struct Memory(Option<RegionId>);
 
 impl Memory {
-    /// Frees before it allocates, so that old and new are never there at once.
-    fn replace(&mut self, fabric: &impl Fabric, bytes: Bytes, deadline: Duration) -> Result<(), Error> {
-        self.free(fabric, deadline)?;
+    fn alloc(&mut self, fabric: &impl Fabric, bytes: Bytes, deadline: Duration) -> Result<(), Error> {
         self.0 = Some(fabric.alloc(bytes, deadline)?);
         Ok(())
     }
 
+    /// Forgets the region only when it is freed. A collective that fails does so on every rank, also on one that never
+    /// came: if those that came forgot, sizes would differ from then on and the group could not go on after a recovery.
     fn free(&mut self, fabric: &impl Fabric, deadline: Duration) -> Result<(), Error> {
-        self.0.take().map_or(Ok(()), |region| fabric.free(region, deadline))
+        if let Some(region) = self.0 {
+            fabric.free(region, deadline)?;
+            self.0 = None;
+        }
+        Ok(())
     }
 
     fn span(&self, call: &'static str, inside: Part, part: Part) -> Result<Span, Error> {
@@ -210,6 +216,7 @@ impl Drop for Memory {
 }
 
 #[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::{
@@ -259,6 +266,21 @@ mod tests {
             let receive = buffer.receive(at, Part { offset: 0, len: 200 }).unwrap();
             assert_eq!(receive.offset, 384 + 256);
             fabric.store(receive, &[7; 200]).unwrap();
+            buffer.free(&fabric, SOON).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_growth_that_one_rank_missed_works_after_recovery() {
+        on_each_rank(2, |fabric| {
+            let mut buffer = SrBuffer::new();
+            assert!(buffer.ensure(&fabric, Bytes(100), SOON).unwrap());
+            if fabric.me().0 == 0 {
+                let missed = buffer.ensure(&fabric, Bytes(1000), Duration::from_millis(10)).unwrap_err();
+                assert!(matches!(missed, Error::Missing { .. }), "{missed}");
+            }
+            fabric.recover(SOON).unwrap();
+            assert!(buffer.ensure(&fabric, Bytes(1000), SOON).unwrap());
             buffer.free(&fabric, SOON).unwrap();
         });
     }

@@ -208,6 +208,28 @@ pub enum Error {
         /// The other one.
         second: Pe,
     },
+    /// What arrived is not what was sent; found by a host world that verifies its puts.
+    #[error(
+        "{call}: {wanted:?} of {to} is not what {from} sent; the link or the memory is broken, so drop these results"
+    )]
+    Corrupt {
+        /// Call that found it.
+        call: &'static str,
+        /// The sender.
+        from: Pe,
+        /// Whose memory.
+        to: Pe,
+        /// The bytes.
+        wanted: Span,
+    },
+    /// A failure that was asked for with [`crate::host::Faults`].
+    #[error("{call}: an injected fault lets {me} fail here; call recover() on every live rank")]
+    Injected {
+        /// Call that failed.
+        call: &'static str,
+        /// This rank.
+        me: Pe,
+    },
     /// Text that is not what it should be.
     #[error("'{text}' is not {what}; expected {expected}")]
     Text {

@@ -39,9 +39,13 @@ mod error;
 pub mod fabric;
 pub mod host;
 pub mod layout;
+#[cfg(test)]
+#[cfg(loom)]
+mod model;
 mod pe;
 pub mod signal;
 #[cfg(feature = "suite")]
+#[cfg(not(loom))]
 pub mod suite;
 mod sync;
 mod word;

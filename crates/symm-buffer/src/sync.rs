@@ -62,6 +62,12 @@ impl Condvar {
     }
 }
 
+/// A count that a checker does not see: it is about the executions, not in them.
+#[cfg(all(loom, test))]
+pub(crate) type Tally = std::sync::atomic::AtomicU64;
+#[cfg(all(loom, test))]
+pub(crate) use engine::sync::atomic::fence;
+
 /// What std's threads can do and the checkers' cannot.
 #[cfg(any(loom, shuttle))]
 pub(crate) mod thread {

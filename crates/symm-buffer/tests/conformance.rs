@@ -17,4 +17,5 @@ const DELAYS: Faults = Faults {
     lost: None,
     late: Some(Duration::from_micros(500)),
     slow: None,
+    misstep: None,
 };

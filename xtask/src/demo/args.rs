@@ -60,6 +60,9 @@ pub(crate) struct DemoArgs {
     /// Whether communication hides behind compute.
     #[arg(long, default_value = "on", value_name = "on|off")]
     pub overlap: OverlapArg,
+    /// Also prove the plans of all ranks: no wait without end, no slot overwritten too early, nothing counted twice.
+    #[arg(long)]
+    pub check: bool,
     /// Also write the figures to this file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -3,7 +3,7 @@ pub(crate) mod args;
 mod check;
 mod corpus;
 mod embed;
-mod json;
+pub(crate) mod json;
 mod npy;
 mod progress;
 mod run;

@@ -2,29 +2,16 @@
 use std::path::Path;
 
 use crate::input::BadInput;
+use crate::npy;
 
 /// Reads an i32 array [b, h, s, C] in C order.
 ///
 /// # Errors
-/// [`BadInput`] naming the file: missing, truncated, of another type, order or number of dimensions.
+/// [`BadInput`] naming the file: missing, or what [`npy::parse_i32`] refuses.
 pub(crate) fn read_i32(path: &Path) -> Result<([usize; 4], Vec<i32>), BadInput> {
     let refused = |what: &dyn std::fmt::Display| BadInput(format!("--mask file:{}: {what}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| refused(&error))?;
-    let file = npyz::NpyFile::new(bytes.as_slice())
-        .map_err(|error| refused(&format!("not an npy file: {error}")))?;
-    if file.order() != npyz::Order::C {
-        return Err(refused(&"is in Fortran order; save numpy.ascontiguousarray(mask)"));
-    }
-    let dims: Vec<usize> = file.shape().iter().filter_map(|dim| usize::try_from(*dim).ok()).collect();
-    let shape = <[usize; 4]>::try_from(dims)
-        .map_err(|dims| refused(&format!("has shape {dims:?}; expected 4 dimensions [b, h, s, C]")))?;
-    let dtype = file.dtype();
-    let elements = file
-        .data::<i32>()
-        .map_err(|_| refused(&format!("has type {}; expected i32", dtype.descr())))?
-        .collect::<Result<Vec<i32>, _>>()
-        .map_err(|error| refused(&format!("is truncated: {error}")))?;
-    Ok((shape, elements))
+    npy::parse_i32(&bytes).map_err(|error| refused(&error))
 }
 
 #[cfg(test)]

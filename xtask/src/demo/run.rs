@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::Table;
+use cp_overlap::{CpPlan, Problem};
 use fm_cp::host::{Faults, HostConfig, Link, Lost};
 use fm_cp::mask::{Columns, Documents, MaskDims, MaskSpec};
 use fm_cp::whole::{RankOutcome, WholeInputs, WholeOutputs, WholeProblem};
@@ -42,6 +43,10 @@ struct Setup {
 /// [`BadInput`] for a mistake of the user's; else what the ranks returned.
 pub(crate) fn run(args: &DemoArgs, inputs: &Inputs, progress: &Progress) -> Result<Report> {
     let setup = Setup::new(args, inputs)?;
+    if args.check {
+        progress.stage("plans");
+        prove(&setup)?;
+    }
     match args.dtype {
         DType::F32 => typed::<f32>(args, &setup, inputs, progress),
         DType::Bf16 => typed::<bf16>(args, &setup, inputs, progress),
@@ -81,6 +86,15 @@ impl Setup {
             documents: inputs.sequences.iter().map(|sequence| sequence.document_lengths.len()).sum(),
         })
     }
+}
+
+/// Checks the plans of all ranks together.
+fn prove(setup: &Setup) -> Result<()> {
+    let Setup { mask, sharding, shape, global, config, .. } = setup;
+    let problem = Problem::new(*global, mask.clone(), sharding.clone(), shape.dtype, config.tunables)
+        .map_err(|e| BadInput::from_error(&e))?;
+    cp_overlap::plan::check(&CpPlan::build(&problem)?, &problem)?;
+    Ok(())
 }
 
 fn faults(args: &DemoArgs) -> Faults {

@@ -13,15 +13,19 @@ use crate::needs::{Link, Part};
 use crate::{Error, Problem};
 
 impl CpPlan {
-    /// The plans of all ranks.
+    /// The plans of all ranks. Where debug assertions are on, [`check`](super::check) proves each one.
     ///
     /// # Errors
-    /// As [`RankPlan::build`].
+    /// As [`RankPlan::build`]; [`Error::BrokenPlan`] if the check finds a mistake of this crate.
     pub fn build(problem: &Problem) -> Result<Self, Error> {
         let (digest, places) = (problem.digest(), Places::new(problem));
         let ranks = problem.sharding().world().ranks();
         let plans = ranks.map(|me| Builder { problem, me, places: &places }.plan(digest));
-        Ok(Self { ranks: plans.collect::<Result<_, _>>()? })
+        let plan = Self { ranks: plans.collect::<Result<_, _>>()? };
+        if cfg!(debug_assertions) {
+            super::check(&plan, problem)?;
+        }
+        Ok(plan)
     }
 }
 

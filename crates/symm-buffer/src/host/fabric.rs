@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use super::{
-    HeapRead, HeapWrite, HostStream,
+    HeapRead, HeapWrite, HostStream, Ledger, Wrong,
     heap::{self, Block, CopyOp},
     meeting::{Ask, Ballot},
     shared::Shared,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Bytes, Copy2d, Epoch, Error, Fabric, Incarnation, Label, Pe, PeerAddress, Put, RegionId, Report,
     SignalId, Span, Wait, World,
-    deadline::Deadline,
+    deadline::{Deadline, Event, wait_until},
     sync::{Arc, Ordering, thread},
 };
 
@@ -48,6 +48,37 @@ impl HostFabric {
     pub fn workers(&self) -> usize {
         let workers = self.shared.rank(self.me).workers.lock();
         workers.alive.iter().filter(|worker| worker.is_running()).count()
+    }
+
+    /// The books of this world's memory.
+    pub fn ledger(&self) -> Ledger {
+        self.shared.ledger.clone()
+    }
+
+    /// What the rank's misstep, if it is this call's turn, does to a put or a wait.
+    fn stumble(&self, call: &'static str) -> Result<(), Error> {
+        let me = self.me;
+        match self.shared.rank(me).missteps.at_call() {
+            Some(Wrong::Panics) => panic!("{call}: an injected fault lets {me} panic here"),
+            Some(Wrong::Fails) => Err(Error::Injected { call, me }),
+            Some(Wrong::Stalls(time)) => {
+                // No abort ends it: the thread is not there.
+                _ = wait_until(&Event::default(), Deadline::after(time), || None::<()>);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn put_work(&self, put: Put<'_>, spoil: bool) -> Result<Work, Error> {
+        let copies = put.copies.iter().map(|copy| self.copy_op(*copy)).collect::<Result<_, _>>()?;
+        let mut post = None;
+        if let Some(asked) = put.post {
+            let words = self.shared.words("put_signal", asked.signal)?;
+            let lost = put.to != self.me && self.shared.rank(self.me).losses.takes(put.to, asked.signal);
+            post = (!lost).then_some((asked, words));
+        }
+        Ok(Work::Put { to: put.to, copies, post, spoil })
     }
 
     fn check_alive(&self) -> Result<(), Error> {
@@ -113,7 +144,7 @@ impl Fabric for HostFabric {
 
     fn alloc(&self, bytes: Bytes, deadline: Duration) -> Result<RegionId, Error> {
         self.check_alive()?;
-        let block = Block::new(bytes, self.shared.config.poison);
+        let block = Block::new(bytes, self.shared.config.poison, &self.shared.ledger);
         self.meet(Ask::Alloc(bytes), block, deadline).map(RegionId)
     }
 
@@ -135,21 +166,21 @@ impl Fabric for HostFabric {
 
     fn put_signal(&self, stream: &HostStream, put: Put<'_>) -> Result<(), Error> {
         let (call, life) = ("put_signal", life(&self.shared, self.me));
+        self.stumble(call)?;
         let core = self.core(call, stream)?;
         self.shared.check_pe(call, put.to)?;
         self.check_alive()?;
-        let copies = put.copies.iter().map(|copy| self.copy_op(*copy)).collect::<Result<_, _>>()?;
-        let mut post = None;
-        if let Some(asked) = put.post {
-            let words = self.shared.words(call, asked.signal)?;
-            let lost = put.to != self.me && self.shared.rank(self.me).losses.takes(put.to, asked.signal);
-            post = (!lost).then_some((asked, words));
+        let carries = put.to != self.me && !put.copies.is_empty();
+        let wrong = self.shared.rank(self.me).missteps.at_put(carries);
+        if wrong == Some(Wrong::Twice) {
+            core.push(self.put_work(put, false)?, life)?;
         }
-        core.push(Work::Put { to: put.to, copies, post }, life)
+        core.push(self.put_work(put, wrong == Some(Wrong::Corrupt))?, life)
     }
 
     fn wait_on(&self, stream: &HostStream, wait: Wait, deadline: Duration) -> Result<(), Error> {
         let (call, life) = ("wait_on", life(&self.shared, self.me));
+        self.stumble(call)?;
         let core = self.core(call, stream)?;
         self.shared.check_pe(call, wait.peer)?;
         self.check_alive()?;
@@ -159,6 +190,7 @@ impl Fabric for HostFabric {
 
     fn wait(&self, wait: Wait, deadline: Duration) -> Result<Duration, Error> {
         let (call, life) = ("wait", life(&self.shared, self.me));
+        self.stumble(call)?;
         self.shared.check_pe(call, wait.peer)?;
         let words = self.shared.words(call, wait.signal)?;
         let word = &words[self.me.index()];

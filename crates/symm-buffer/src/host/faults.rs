@@ -1,15 +1,19 @@
-//! Injected faults: delays that reorder streams, late signals, a lost signal. From a seed, so that they come again.
+//! Injected faults: delays that reorder streams, late signals, a lost signal, a rank that dies, stalls, sends twice or
+//! corrupts. From a seed, so that they come again.
 //!
 //! What happens to the k-th operation of a rank's j-th stream follows from (seed, rank, j, k) alone; which signal is
-//! lost follows from the order in which the rank queues its posts. Timing of threads has no part in it.
+//! lost, and which call goes wrong, follows from the order of the rank's own calls. Timing of threads has no part in it.
 use std::{str::FromStr, time::Duration};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Error, Pe, SignalId, World, sync::Mutex};
+use crate::{
+    Error, Pe, SignalId, World,
+    sync::{AtomicU64, Mutex, Ordering},
+};
 
-/// What to inject; nothing by default. Data always arrives whole: faults touch when, and the signals.
+/// What to inject; nothing by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Chooses among all that could happen.
@@ -22,6 +26,8 @@ pub struct Faults {
     pub late: Option<Duration>,
     /// A rank with a fixed delay before each operation.
     pub slow: Option<Slow>,
+    /// One rank goes wrong in one call.
+    pub misstep: Option<Misstep>,
 }
 
 /// Takes the `nth` post (from 0) of a rank to a peer away, and with it all later ones to the same word, which would
@@ -41,6 +47,33 @@ pub struct Slow {
     pub rank: Pe,
     /// Added before each operation.
     pub delay: Duration,
+}
+
+/// One rank goes wrong once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Misstep {
+    /// Which rank.
+    pub rank: Pe,
+    /// In which of its calls, from 0: of its puts and waits, or for [`Wrong::Twice`] and [`Wrong::Corrupt`] of its puts
+    /// that carry data to a peer.
+    pub nth: u64,
+    /// How.
+    pub wrong: Wrong,
+}
+
+/// What goes wrong in a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// It panics.
+    Panics,
+    /// It returns [`Error::Injected`] at once.
+    Fails,
+    /// It begins so much later, and nothing ends that time early.
+    Stalls(Duration),
+    /// The put is queued twice.
+    Twice,
+    /// One byte of the put's data changes on the way.
+    Corrupt,
 }
 
 /// How late a late post is unless it is said.
@@ -177,6 +210,35 @@ impl Losses {
     }
 }
 
+/// Counts one rank's calls until its misstep.
+#[derive(Debug)]
+pub(super) struct Missteps {
+    mine: Option<Misstep>,
+    calls: AtomicU64,
+}
+
+impl Missteps {
+    /// Those of `rank`.
+    pub(super) fn new(faults: Faults, rank: Pe) -> Self {
+        Self { mine: faults.misstep.filter(|misstep| misstep.rank == rank), calls: AtomicU64::new(0) }
+    }
+
+    /// Of the next put or wait.
+    pub(super) fn at_call(&self) -> Option<Wrong> {
+        self.next(|wrong| !matches!(wrong, Wrong::Twice | Wrong::Corrupt))
+    }
+
+    /// Of the next put; `carries` if it has data for a peer.
+    pub(super) fn at_put(&self, carries: bool) -> Option<Wrong> {
+        self.next(|wrong| carries && matches!(wrong, Wrong::Twice | Wrong::Corrupt))
+    }
+
+    fn next(&self, counts: impl Fn(Wrong) -> bool) -> Option<Wrong> {
+        let Misstep { nth, wrong, .. } = self.mine.filter(|misstep| counts(misstep.wrong))?;
+        (self.calls.fetch_add(1, Ordering::Relaxed) == nth).then_some(wrong)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +282,21 @@ mod tests {
         let all = draws(1, 0, 0);
         assert!(all.iter().all(|fate| fate.delay <= faults.delay));
         assert!((3..30).contains(&all.iter().filter(|fate| fate.late == LATE).count()));
+    }
+
+    #[test]
+    fn a_misstep_comes_once_and_counts_its_own_kind_of_call() {
+        let at = |rank, nth, wrong| {
+            let misstep = Some(Misstep { rank: Pe(rank), nth, wrong });
+            Missteps::new(Faults { misstep, ..Faults::default() }, Pe(1))
+        };
+        let fails = at(1, 2, Wrong::Fails);
+        assert_eq!([(); 4].map(|()| fails.at_call()), [None, None, Some(Wrong::Fails), None]);
+        let twice = at(1, 1, Wrong::Twice);
+        assert_eq!(twice.at_call(), None);
+        let puts = [true, false, true, true].map(|carries| twice.at_put(carries));
+        assert_eq!(puts, [None, None, Some(Wrong::Twice), None]);
+        assert_eq!(at(0, 0, Wrong::Panics).at_call(), None);
     }
 
     #[test]

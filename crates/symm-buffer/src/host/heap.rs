@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::claims::{Access, Claims, Rows};
+use super::ledger::{Entry, Ledger};
 use crate::{
     Bytes, Copy2d, Corner, Error, Pe, RegionId, Span,
     deadline::Event,
@@ -23,6 +24,7 @@ pub(super) struct Block {
     base: NonNull<u8>,
     shape: alloc::Layout,
     claims: Mutex<Claims>,
+    _entry: Entry,
 }
 
 // SAFETY: the memory is owned by the block and reached through claims only, which make accesses exclusive or read-only.
@@ -32,7 +34,7 @@ unsafe impl Sync for Block {}
 
 impl Block {
     /// Memory for `len` bytes: zeros, or 0xFF (NaN in every float type) if `poison`. `None` when there is no room.
-    pub(super) fn new(len: Bytes, poison: bool) -> Option<Self> {
+    pub(super) fn new(len: Bytes, poison: bool, ledger: &Ledger) -> Option<Self> {
         let size = round_up(len.0.max(1))?;
         let shape = alloc::Layout::from_size_align(size, ALIGNMENT).ok()?;
         // SAFETY: the size is not zero.
@@ -42,7 +44,7 @@ impl Block {
             // SAFETY: `base` is valid for `size` bytes, which nobody else knows yet.
             unsafe { ptr::write_bytes(base.as_ptr(), 0xFF, size) };
         }
-        Some(Self { base, shape, claims: Mutex::default() })
+        Some(Self { base, shape, claims: Mutex::default(), _entry: ledger.enter(size) })
     }
 
     /// Who holds anything of it.
@@ -271,6 +273,11 @@ impl CopyOp {
         Ok(Self { origin, target, copy })
     }
 
+    /// Where it writes, from the first byte to the last.
+    pub(super) fn bounds(&self) -> Span {
+        self.target.bounds(Rows::of(self.copy.dst, &self.copy))
+    }
+
     pub(super) const fn bytes(&self) -> usize {
         self.copy.bytes()
     }
@@ -310,6 +317,13 @@ fn check(corner: Corner, copy: &Copy2d, len: Bytes) -> Result<(), Error> {
     }
 }
 
+/// What befalls a copy on its way, and whether it is looked at afterwards.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Care {
+    pub(super) spoil: bool,
+    pub(super) verify: bool,
+}
+
 /// A copy with both sides claimed.
 pub(super) struct Transfer {
     source: Side,
@@ -330,8 +344,9 @@ enum Keep {
 }
 
 impl Transfer {
-    /// Moves the bytes.
-    pub(super) fn run(self) {
+    /// Moves the bytes. With `spoil` one of them changes on the way; with `verify` an answer of false says that what is
+    /// there now is not what was sent.
+    pub(super) fn run(self, care: Care) -> bool {
         let Copy2d { src, dst, mut width, mut rows } = self.copy;
         if src.pitch == width && dst.pitch == width {
             (width, rows) = (width * rows, 1);
@@ -343,5 +358,25 @@ impl Transfer {
             // nobody else touches it and it does not overlap the source, which a claim or a hold keeps readable.
             unsafe { ptr::copy_nonoverlapping(from, to, width) };
         }
+        if care.spoil && rows * width > 0 {
+            let last = self.target.base.wrapping_add(dst.offset + width - 1);
+            // SAFETY: the last byte of the first row, which lies inside the target and is ours to write as above.
+            let last = unsafe { &mut *last };
+            // A bit of the exponent, if elements are floats.
+            *last ^= 0x40;
+        }
+        !care.verify || (0..rows).all(|row| self.same(row, width))
+    }
+
+    /// Whether a row of `width` bytes is the same on both sides.
+    fn same(&self, row: usize, width: usize) -> bool {
+        let Copy2d { src, dst, .. } = self.copy;
+        let from = self.source.base.wrapping_add(src.offset + row * src.pitch);
+        let to = self.target.base.wrapping_add(dst.offset + row * dst.pitch);
+        // SAFETY: rows inside memory that was initialised, which our claim or hold keeps readable.
+        let from = unsafe { std::slice::from_raw_parts(from, width) };
+        // SAFETY: as above; the claim to write is ours, and nobody writes now.
+        let to = unsafe { std::slice::from_raw_parts(to, width) };
+        from == to
     }
 }

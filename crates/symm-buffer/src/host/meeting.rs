@@ -55,11 +55,11 @@ pub(super) struct Meeting {
 }
 
 struct Round {
-    number: u64,
     /// Who is there, by rank.
     ballots: Vec<Option<Ballot>>,
-    /// Of the round before. It stays until all who were in it have left: the next one cannot end without them.
-    outcome: Outcome,
+    /// By rank, what became of the round that it was in, until it has looked. One for each: the next round may end, by
+    /// a deadline, before the slowest rank of this one has looked.
+    outcomes: Vec<Option<Outcome>>,
 }
 
 impl Round {
@@ -73,17 +73,20 @@ impl Round {
         absent.filter_map(|pe| Some((shared.rank(pe).left()?, pe))).min().map(|(_, pe)| pe)
     }
 
-    fn end(&mut self, outcome: Outcome) {
-        self.outcome = outcome;
-        self.number += 1;
-        self.ballots.iter_mut().for_each(|ballot| *ballot = None);
+    /// Ends it for all who are there.
+    fn end(&mut self, outcome: &Outcome) {
+        for (ballot, its) in self.ballots.iter_mut().zip(&mut self.outcomes) {
+            if ballot.take().is_some() {
+                *its = Some(outcome.clone());
+            }
+        }
     }
 }
 
 impl Meeting {
     pub(super) fn new(ranks: usize) -> Self {
         let ballots = (0..ranks).map(|_| None).collect();
-        Self { round: Mutex::new(Round { number: 0, ballots, outcome: Ok(0) }) }
+        Self { round: Mutex::new(Round { ballots, outcomes: vec![None; ranks] }) }
     }
 
     /// Meets everybody. The last to come does `act`, whose outcome all get.
@@ -98,62 +101,55 @@ impl Meeting {
         act: impl FnOnce(Vec<Ballot>) -> Outcome,
     ) -> Result<u64, Error> {
         let ask = ballot.ask;
-        let number = self.enter(shared, me, ballot, act);
+        self.enter(shared, me, ballot, act);
         // Recovery is for groups that were aborted.
         let obeys_abort = ask != Ask::Recover;
         let poll = || {
             let mut round = self.round.lock();
-            if round.number != number {
-                return Some(Ok(round.outcome.clone()));
+            if let Some(outcome) = round.outcomes[me.index()].take() {
+                return Some(Ok(outcome));
             }
             if obeys_abort && let Some(error) = shared.aborted(me) {
                 round.ballots[me.index()] = None;
                 return Some(Err(error));
             }
             let gone = round.gone(shared)?;
-            round.end(Err(Refusal::Missing(gone)));
-            Some(Ok(round.outcome.clone()))
+            round.end(&Err(Refusal::Missing(gone)));
+            round.outcomes[me.index()].take().map(Ok)
         };
         let outcome = match wait_until(&shared.rank(me).event, deadline, poll) {
             Ok(waited) => waited.value?,
-            Err(Expired { .. }) => self.give_up(shared, me, number),
+            Err(Expired { .. }) => self.give_up(shared, me),
         };
         outcome.map_err(|refusal| explain(shared, me, ask, refusal, deadline))
     }
 
-    fn enter(
-        &self,
-        shared: &Shared,
-        me: Pe,
-        ballot: Ballot,
-        act: impl FnOnce(Vec<Ballot>) -> Outcome,
-    ) -> u64 {
+    fn enter(&self, shared: &Shared, me: Pe, ballot: Ballot, act: impl FnOnce(Vec<Ballot>) -> Outcome) {
         let mut round = self.round.lock();
-        let number = round.number;
         round.ballots[me.index()] = Some(ballot);
         if round.ballots.iter().all(Option::is_some) {
             let ballots: Vec<Ballot> = round.ballots.iter_mut().filter_map(Option::take).collect();
             let asks: Vec<Ask> = ballots.iter().map(|ballot| ballot.ask).collect();
             let same = asks.iter().all(|ask| *ask == asks[0]);
             let outcome = if same { act(ballots) } else { Err(Refusal::Differ(asks)) };
-            round.end(outcome);
+            round.outcomes.fill(Some(outcome));
             drop(round);
             shared.notify_all();
         }
-        number
     }
 
     /// Ends the round because somebody did not come in time, unless all came just now.
-    fn give_up(&self, shared: &Shared, me: Pe, number: u64) -> Outcome {
+    fn give_up(&self, shared: &Shared, me: Pe) -> Outcome {
         let mut round = self.round.lock();
-        if round.number == number {
+        if round.outcomes[me.index()].is_none() {
             // Others may have given up before; whom they blamed then is still the one.
             let blamed = shared.blamed().filter(|pe| round.is_absent(*pe));
             let first = || shared.world.after(me).find(|pe| round.is_absent(*pe));
             let missing = blamed.or_else(first).unwrap_or(me);
-            round.end(Err(Refusal::Missing(missing)));
+            round.end(&Err(Refusal::Missing(missing)));
         }
-        let outcome = round.outcome.clone();
+        // Ours is there: either it was, or the round that has just ended was ours.
+        let outcome = round.outcomes[me.index()].take().unwrap_or(Err(Refusal::Missing(me)));
         drop(round);
         shared.notify_all();
         outcome

@@ -8,22 +8,26 @@ mod claims;
 mod fabric;
 mod faults;
 mod heap;
+mod ledger;
 mod link;
 mod meeting;
+#[cfg(test)]
+#[cfg(loom)]
+mod model;
 mod rank;
 mod shared;
 mod stream;
 
 pub use fabric::HostFabric;
-pub use faults::{Faults, Lost, Slow};
+pub use faults::{Faults, Lost, Misstep, Slow, Wrong};
 pub use heap::{HeapRead, HeapWrite};
+pub use ledger::Ledger;
 pub use link::Link;
 pub use stream::HostStream;
 
-use crate::{
-    Error, Pe, World,
-    sync::{Arc, thread},
-};
+#[cfg(not(loom))]
+use crate::sync::thread;
+use crate::{Error, Pe, World, sync::Arc};
 use shared::Shared;
 
 /// How a host world behaves.
@@ -36,11 +40,14 @@ pub struct HostConfig {
     /// Whether new heap holds 0xFF, which is NaN in every float type, so that a use before arrival shows. Otherwise
     /// it holds zeros. On by default where debug assertions are.
     pub poison: bool,
+    /// Whether each copy of a put is compared with its source before the put's signal is posted. A difference is
+    /// [`crate::Error::Corrupt`] and stops the group. Off by default: it reads everything twice.
+    pub verify_puts: bool,
 }
 
 impl Default for HostConfig {
     fn default() -> Self {
-        Self { link: None, faults: Faults::default(), poison: cfg!(debug_assertions) }
+        Self { link: None, faults: Faults::default(), poison: cfg!(debug_assertions), verify_puts: false }
     }
 }
 
@@ -73,6 +80,7 @@ impl HostWorld {
 /// # Panics
 /// With the panic of the rank that panicked first, after all have ended (its panic ends their waits); when [`try_run`]
 /// has no room for so many ranks.
+#[cfg(not(loom))]
 pub fn run<R: Send>(world: World, config: HostConfig, body: impl Fn(HostFabric) -> R + Sync) -> Vec<R> {
     match try_run(world, config, body) {
         Ok(results) => results,
@@ -87,6 +95,7 @@ pub fn run<R: Send>(world: World, config: HostConfig, body: impl Fn(HostFabric) 
 ///
 /// # Panics
 /// As [`run`] when a rank panics.
+#[cfg(not(loom))]
 pub fn try_run<R: Send>(
     world: World,
     config: HostConfig,

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 
 use super::{
     HostConfig,
-    faults::Losses,
+    faults::{Losses, Missteps},
     heap::{Hold, Source},
     link::Egress,
     stream::{Core, Worker},
@@ -27,6 +27,7 @@ pub(super) struct Rank {
     failure: Mutex<Option<Error>>,
     pub(super) egress: Egress,
     pub(super) losses: Losses,
+    pub(super) missteps: Missteps,
     sources: Mutex<Sources>,
     pub(super) workers: Mutex<Workers>,
     /// 0 while its fabric is there, then 1, 2, ... in the order in which they went.
@@ -55,6 +56,7 @@ impl Rank {
             failure: Mutex::default(),
             egress: Egress::default(),
             losses: Losses::new(config.faults, me, world),
+            missteps: Missteps::new(config.faults, me),
             sources: Mutex::default(),
             workers: Mutex::default(),
             left: AtomicUsize::new(0),

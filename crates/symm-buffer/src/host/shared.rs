@@ -7,6 +7,7 @@ use std::{
 use super::{
     HostConfig,
     heap::{Origin, Region},
+    ledger::Ledger,
     meeting::{Ballot, Meeting, Outcome, Refusal},
     rank::Rank,
     stream::Worker,
@@ -22,6 +23,7 @@ use crate::{
 pub(super) struct Shared {
     pub(super) world: World,
     pub(super) config: HostConfig,
+    pub(super) ledger: Ledger,
     ranks: Box<[Rank]>,
     regions: Mutex<Regions>,
     words: Mutex<Vec<Arc<[Word]>>>,
@@ -55,6 +57,7 @@ impl Shared {
         Self {
             world,
             config,
+            ledger: Ledger::default(),
             ranks: world.ranks().map(|me| Rank::new(me, world, config)).collect(),
             regions: Mutex::default(),
             words: Mutex::default(),
@@ -163,6 +166,7 @@ impl Shared {
     }
 
     /// Who gave up first.
+    #[cfg(not(loom))]
     pub(super) fn aborted_by(&self) -> Option<Pe> {
         self.abort.lock().map(|abort| abort.by)
     }

@@ -6,7 +6,7 @@ use std::{
 
 use super::{
     faults::{Fate, Fates},
-    heap::CopyOp,
+    heap::{Care, CopyOp},
     shared::Shared,
 };
 use crate::{
@@ -64,7 +64,7 @@ struct Op {
 
 /// What a stream does.
 pub(super) enum Work {
-    Put { to: Pe, copies: Vec<CopyOp>, post: Option<(Post, Arc<[Word]>)> },
+    Put { to: Pe, copies: Vec<CopyOp>, post: Option<(Post, Arc<[Word]>)>, spoil: bool },
     Wait { wait: Wait, words: Arc<[Word]>, deadline: Duration },
 }
 
@@ -230,8 +230,8 @@ impl Runner<'_> {
             self.sleep(self.free_from, life)?;
         }
         match work {
-            Work::Put { to, copies, post } => {
-                self.put(to, copies, life)?;
+            Work::Put { to, copies, post, spoil } => {
+                self.put(to, (copies, spoil), life)?;
                 if !fate.late.is_zero() {
                     self.free_from = Instant::now() + fate.late;
                     self.sleep(self.free_from, life)?;
@@ -250,7 +250,7 @@ impl Runner<'_> {
         }
     }
 
-    fn put(&mut self, to: Pe, copies: Vec<CopyOp>, life: u64) -> Result<(), Error> {
+    fn put(&mut self, to: Pe, (copies, mut spoil): (Vec<CopyOp>, bool), life: u64) -> Result<(), Error> {
         let me = self.core.me;
         // What stays in my memory does not cross the link.
         let link = self.shared.config.link.filter(|_| to != me);
@@ -258,11 +258,16 @@ impl Runner<'_> {
             return self.travel(link, 0, life);
         }
         for copy in copies {
-            let bytes = copy.bytes();
+            let (bytes, wanted) = (copy.bytes(), copy.bounds());
+            // One copy of a put is spoiled, the first that has bytes.
+            let care = Care { spoil: spoil && bytes > 0, verify: self.shared.config.verify_puts };
+            spoil &= !care.spoil;
             let begun = copy.begin(me, to);
             let transfer = begun.map_err(|error| self.broken(to, error))?;
             self.travel(link, bytes, life)?;
-            transfer.run();
+            if !transfer.run(care) {
+                return Err(self.broken(to, Error::Corrupt { call: "put_signal", from: me, to, wanted }));
+            }
         }
         Ok(())
     }
@@ -286,6 +291,7 @@ impl Runner<'_> {
     fn broken(&self, to: Pe, error: Error) -> Error {
         let stage = match error {
             Error::Conflict { .. } => "put_signal: memory in use",
+            Error::Corrupt { .. } => "put_signal: corrupted",
             Error::SignalWentBack { .. } => "put_signal: signal went back",
             Error::SignalWriters { .. } => "put_signal: two writers",
             _ => "put_signal",

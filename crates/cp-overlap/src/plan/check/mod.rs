@@ -11,7 +11,9 @@ use crate::{Error, Problem};
 mod blocks;
 mod order;
 mod places;
+mod program;
 mod totals;
+mod uses;
 
 /// Checks that a plan of all ranks solves `problem` without hanging, reading stale data or counting twice:
 ///
@@ -19,9 +21,14 @@ mod totals;
 /// * local keys are attended to once, and every needed block of remote keys arrives once;
 /// * each arrival has exactly one push of its owner with the same block, places and step; pushes to one rank are counted
 ///   1, 2, ... and waited for in that order; the same for partials and their reduces;
-/// * every stage ends: no wait without an earlier post, no cycle;
+/// * over seven calls in a row (three forwards, three backwards, a forward) no wait lacks its post and none form a cycle; attention
+///   waits for pushes that were queued before any attention began (rules R1 to R3), never for a peer's attention;
+/// * over the same calls nothing is overwritten before its reader is done: halves, receive slots, send slots, hellos; and
+///   no call ends before its own puts have left (rules S4, S5);
 /// * places are aligned, inside the memory and disjoint within a half;
 /// * bytes, pairs and flops are as stated.
+///
+/// The work is linear in the size of the plan, and quadratic in the number of ranks for their hellos and frees.
 ///
 /// # Errors
 /// [`Error::BrokenPlan`] with the first rule that is broken, the rank and the numbers.
@@ -39,7 +46,7 @@ pub fn check(plan: &CpPlan, problem: &Problem) -> Result<(), Error> {
         }
         order::check(view)?;
     }
-    Ok(())
+    uses::check(plan)
 }
 
 /// One pass of all ranks.
