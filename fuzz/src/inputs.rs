@@ -40,3 +40,8 @@ pub fn views(data: &[u8]) {
 pub fn texts(data: &[u8]) {
     private::texts(data);
 }
+
+/// Any bytes as messages of a rendezvous, as another's broadcast, and as a launcher's variables.
+pub fn rendezvous(data: &[u8]) {
+    private::rendezvous(data);
+}

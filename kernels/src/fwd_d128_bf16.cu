@@ -6,5 +6,5 @@ extern "C" __device__ const uint32_t fm3_smem_bytes = fm3::offset::kEnd;
 
 extern "C" __global__ void __launch_bounds__(fm3::kForwardThreads, 1)
     fm3_fwd_d128_bf16(const __grid_constant__ fm3::ForwardParams p) {
-    fm3::forward<__nv_bfloat16, true>(p);
+    fm3::forward<__nv_bfloat16>(p);
 }

@@ -50,6 +50,10 @@ enum Action {
     Deny,
     /// A small run of the demo, by this same program.
     Demo,
+    /// `cargo xtask verify --quick`, by this same program.
+    Verify,
+    /// `cargo xtask codegen --check` and `cargo xtask build-kernels`; needs neither a CUDA toolkit nor a GPU.
+    Kernels,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,8 @@ fn steps(quick: bool) -> anyhow::Result<Vec<Step>> {
         ("documentation".to_owned(), cargo("doc --workspace --no-deps")),
         ("test".to_owned(), Action::Test),
         ("demo".to_owned(), Action::Demo),
+        ("verify".to_owned(), Action::Verify),
+        ("kernels".to_owned(), Action::Kernels),
         ("licences, bans, sources".to_owned(), Action::Deny),
     ];
     if !quick {
@@ -109,26 +115,18 @@ impl Action {
             Action::Deny => {
                 run(&mut command("cargo", &["deny", "check", "bans", "licenses", "sources"]))?.success()
             }
-            Action::Demo => {
-                let program = std::env::current_exe()?;
-                let words = [
-                    "demo",
-                    "--check",
-                    "--seq-len",
-                    "1024",
-                    "--ranks",
-                    "3",
-                    "--heads",
-                    "4/2",
-                    "--head-dim",
-                    "32",
-                ];
-                code(run(command(&program.to_string_lossy(), &words).stdin(std::process::Stdio::null()))?)
-                    == 0
-            }
+            Action::Demo => again("demo --check --seq-len 1024 --ranks 3 --heads 4/2 --head-dim 32")?,
+            Action::Verify => again("verify --quick")?,
+            Action::Kernels => again("codegen --check")? && again("build-kernels")?,
         };
         Ok(if passed { Outcome::Passed } else { Outcome::Failed })
     }
+}
+
+/// Whether this same program succeeds with other arguments.
+fn again(line: &str) -> anyhow::Result<bool> {
+    let (program, words) = (std::env::current_exe()?, line.split_whitespace().collect::<Vec<_>>());
+    Ok(code(run(command(&program.to_string_lossy(), &words).stdin(std::process::Stdio::null()))?) == 0)
 }
 
 fn table(done: &[Done]) -> String {
@@ -165,6 +163,7 @@ mod tests {
             assert!(names.iter().any(|name| name == wanted), "{wanted}");
         }
         assert!(steps(true).unwrap().len() < names.len());
+        assert!(steps(true).unwrap().iter().any(|step| step.name == "verify"));
     }
 
     #[test]

@@ -7,7 +7,12 @@
 #[path = "../../crates/fm-cp/examples/attention_file/files.rs"]
 #[allow(dead_code, reason = "the example also writes files")]
 mod attention_file;
+mod bench;
+mod bindgen;
+mod build_kernels;
+mod bundle;
 mod ci;
+mod codegen;
 mod demo;
 mod files;
 mod input;
@@ -36,6 +41,16 @@ struct Line {
 enum Command {
     /// Runs context-parallel attention over real text, forward and backward, and checks it
     Demo(demo::args::DemoArgs),
+    /// Times the forward on a GPU, beside cuDNN and FlexAttention
+    Bench(bench::BenchArgs),
+    /// Compiles the CUDA kernels and checks their budgets; sets up a compiler where there is none
+    BuildKernels(build_kernels::BuildKernelsArgs),
+    /// Packs GPU tests, benchmark and kernels for a machine without cargo
+    Bundle(bundle::BundleArgs),
+    /// Writes what is generated from Rust and committed: the kernels' parameter header
+    Codegen(codegen::CodegenArgs),
+    /// Writes the C declarations of nvshmem-sys from NVSHMEM's headers
+    Bindgen(bindgen::BindgenArgs),
     /// Runs the tests of all crates and of their documentation
     Test(test::TestArgs),
     /// Checks the rules of docs/style.md and ARCHITECTURE.md that compilers do not
@@ -49,6 +64,11 @@ enum Command {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::execute(&args),
+        Command::Bench(args) => bench::execute(&args),
+        Command::BuildKernels(args) => build_kernels::execute(&args),
+        Command::Bundle(args) => bundle::execute(&args),
+        Command::Codegen(args) => codegen::execute(&args),
+        Command::Bindgen(args) => bindgen::execute(&args),
         Command::Test(args) => test::execute(&args),
         Command::Tidy => tidy::execute(),
         Command::Verify(args) => verify::execute(&args),

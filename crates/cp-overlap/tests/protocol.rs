@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cp_overlap::exec::SignalKind;
+use symm_buffer::Notice;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -48,6 +49,14 @@ fn the_table_of_signals_is_the_enum() {
         SignalKind::ALL.iter().map(|kind| (format!("{kind:?}"), kind.stage())).collect();
     assert_eq!(stated, kinds.iter().map(|(name, stage)| (name.as_str(), *stage)).collect::<Vec<_>>());
     assert!(table.iter().all(|row| row.len() == 5 && row.iter().all(|cell| !cell.is_empty())));
+}
+
+#[test]
+fn the_table_of_events_is_the_enum() {
+    let table = table(&document(), "Events");
+    let stated: Vec<&str> = table.iter().map(|row| row[0].trim_matches('`')).collect();
+    assert_eq!(stated, Notice::ALL.map(Notice::name));
+    assert!(table.iter().all(|row| row.len() == 4 && row.iter().all(|cell| !cell.is_empty())));
 }
 
 #[test]

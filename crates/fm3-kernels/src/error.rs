@@ -299,4 +299,8 @@ pub enum Error {
         /// Columns of a tile.
         tile: usize,
     },
+    /// Something about the device.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
 }

@@ -223,7 +223,7 @@ fn offset(at: At, e: Extents, s: Strides) -> usize {
     at.batch * s.batch + at.seq * s.seq + at.head * s.heads
 }
 
-fn check_bounds(len: usize, e: Extents, s: Strides) -> Result<(), Error> {
+pub(crate) fn check_bounds(len: usize, e: Extents, s: Strides) -> Result<(), Error> {
     let named = [("batch", e.batch), ("seq", e.seq), ("heads", e.heads), ("head_dim", e.head_dim)];
     if let Some((name, _)) = named.into_iter().find(|(_, size)| *size == 0) {
         return Err(Error::ZeroDim { call: "View4", name });

@@ -1,26 +1,38 @@
 //! NVSHMEM host library, found and loaded at run time.
 //!
 //! Nothing is linked: a machine without NVSHMEM builds and tests everything here, and asks [`is_present`].
-//! Three layers with the same names: [`sys`] (C signatures), [`result`] (values instead of out-parameters, still
-//! unsafe), and [`Nvshmem`] (safe). Signatures follow the headers of NVSHMEM 3.4.5.
+//! Three layers: [`sys`] (what the headers of NVSHMEM 3.4.5 declare, under C's names), [`result`] (values instead of
+//! out-parameters and codes, still unsafe, a prefix of the C name is a module), and [`Nvshmem`] with [`Session`].
+//! What functions do is said in NVIDIA's [documentation](https://docs.nvidia.com/nvshmem/api/index.html).
 //!
-//! NVSHMEM keeps state per process, so one copy is loaded per process and never unloaded. The environment is not
-//! read; a folder is an argument. (The library itself reads its own `NVSHMEM_*` variables.)
+//! NVSHMEM keeps state per process, so one copy is loaded per process and never unloaded. This crate does not read the
+//! environment: values are passed to [`Search`]. (The library itself reads its own `NVSHMEM_*` variables.)
 //!
 //! ```
-//! match nvshmem_sys::load(None) {
+//! use nvshmem_sys::{Search, load};
+//!
+//! match load(&Search::system()) {
 //!     Ok(nvshmem) => println!("NVSHMEM {}", nvshmem.version()),
 //!     Err(absent) => println!("{absent}"),
 //! }
 //! ```
+mod error;
 mod loader;
 pub mod result;
+mod search;
+mod session;
 pub mod sys;
 
 use std::fmt;
-use std::path::Path;
 
-pub use loader::{Attempt, CANDIDATES, LoadError};
+pub use error::{Attempt, Error};
+pub use search::{CANDIDATES, Search};
+pub use session::{Seat, Session, Status, UniqueId};
+
+/// The README's example runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// The loaded library. Cheap to copy; lives as long as the process.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +53,11 @@ pub struct Version {
 
 impl Version {
     /// Version of the headers that [`sys`] follows.
-    pub const HEADERS: Version = Version { major: 3, minor: 4, patch: 5 };
+    pub const HEADERS: Version = Version {
+        major: sys::types::NVSHMEM_VENDOR_MAJOR_VERSION as i32,
+        minor: sys::types::NVSHMEM_VENDOR_MINOR_VERSION as i32,
+        patch: sys::types::NVSHMEM_VENDOR_PATCH_VERSION as i32,
+    };
 }
 
 impl fmt::Display for Version {
@@ -59,20 +75,20 @@ pub struct SpecVersion {
     pub minor: i32,
 }
 
-/// Loads the library once per process: from `folder` alone if given, else by the system's search path.
+/// Loads the library once per process, from the first place of `search` that has one.
 ///
-/// After the first success every call returns the same library, whatever `folder` says: NVSHMEM's state is per
-/// process. A failure is not remembered, so another folder can be tried.
+/// After the first success every call returns the same library, wherever it looks: NVSHMEM's state is per process. A
+/// failure is not remembered, so other places can be tried.
 ///
 /// # Errors
-/// [`LoadError`]: which files were tried and why each failed, or which function the library lacks.
-pub fn load(folder: Option<&Path>) -> Result<Nvshmem, LoadError> {
-    loader::load(folder).map(|api| Nvshmem { api })
+/// [`Error::NotFound`] with every file that was tried, [`Error::HostVersion`], [`Error::MissingSymbol`].
+pub fn load(search: &Search) -> Result<Nvshmem, Error> {
+    loader::load(search).map(|api| Nvshmem { api })
 }
 
 /// Whether the library can be loaded by the system's search path, or has been loaded already.
 pub fn is_present() -> bool {
-    load(None).is_ok()
+    load(&Search::system()).is_ok()
 }
 
 impl Nvshmem {
@@ -86,6 +102,16 @@ impl Nvshmem {
     pub fn spec_version(&self) -> SpecVersion {
         // SAFETY: as in `version`.
         unsafe { result::info::get_version(self.api) }
+    }
+
+    /// Whether device code that is linked against this version of `libnvshmem_device` goes with the host library: they
+    /// must be of one patch level.
+    ///
+    /// # Errors
+    /// [`Error::DeviceVersion`].
+    pub fn check_device(&self, device: Version) -> Result<(), Error> {
+        // SAFETY: as in `version`.
+        unsafe { result::module::check_device(self.api, "Nvshmem::check_device", device) }
     }
 
     /// What the library calls itself, for example `NVSHMEM v3.4.5`.

@@ -1,11 +1,24 @@
-//! The same functions with values instead of out-parameters. Still unsafe; a prefix of the C name is a module here.
+//! The same functions with values instead of out-parameters and codes. Still unsafe; a prefix of the C name is a module
+//! here. Every function needs that those of `api` are NVSHMEM's, as the loader has them; most need more, as said there.
+//!
+//! NVSHMEM is initialised for one thread at a time (`NVSHMEM_THREAD_SERIALIZED`): callers keep their calls apart. It
+//! ends the process on many mistakes (a rank that is not there, a heap before a device is set), so look before.
+use std::ffi::c_int;
+
+use crate::Error;
+
+pub mod heap;
+pub mod init;
+pub mod module;
+pub mod stream;
+pub mod team;
 
 /// `nvshmem_info_*`: what the library follows and how it is called.
 pub mod info {
     use std::ffi::{CStr, c_char};
 
     use crate::SpecVersion;
-    use crate::sys::{Api, NVSHMEM_MAX_NAME_LEN};
+    use crate::sys::{Api, types::NVSHMEM_MAX_NAME_LEN};
 
     /// Version of the OpenSHMEM standard.
     ///
@@ -24,7 +37,7 @@ pub mod info {
     /// The functions of `api` must be NVSHMEM's.
     pub unsafe fn get_name(api: &Api) -> String {
         // One byte more than is ever written stays 0, so the text ends even if the library forgets its NUL.
-        let mut buffer = [0u8; NVSHMEM_MAX_NAME_LEN + 1];
+        let mut buffer = [0u8; NVSHMEM_MAX_NAME_LEN as usize + 1];
         // SAFETY: the buffer is at least as long as the header says that the call writes.
         unsafe { (api.nvshmem_info_get_name)(buffer.as_mut_ptr().cast::<c_char>()) };
         CStr::from_bytes_until_nul(&buffer)
@@ -48,4 +61,9 @@ pub mod vendor {
         unsafe { (api.nvshmemx_vendor_get_version_info)(&raw mut major, &raw mut minor, &raw mut patch) };
         Version { major, minor, patch }
     }
+}
+
+/// A code as a result: 0 is success everywhere.
+fn checked(call: &'static str, code: c_int) -> Result<(), Error> {
+    if code == 0 { Ok(()) } else { Err(Error::Call { call, code }) }
 }

@@ -97,7 +97,7 @@ impl Event {
 
 /// Looks this often before it sleeps: about a microsecond, much less than a sleep and a wake cost. More would take
 /// the core from a rank that computes.
-const SPINS: u32 = if CHECKED { 0 } else { 32 };
+const SPINS: usize = if CHECKED { 0 } else { 32 };
 
 /// Polls until there is a value or the deadline has passed; sleeps on `event` in between.
 ///
@@ -111,7 +111,7 @@ pub(crate) fn wait_until<T>(
     if let Some(value) = poll() {
         return Ok(Waited { value, time: Duration::ZERO });
     }
-    for _ in 0..SPINS {
+    for _ in std::iter::repeat_n((), SPINS) {
         hint::spin_loop();
         if let Some(value) = poll() {
             return Ok(Waited { value, time: deadline.waited() });

@@ -1,6 +1,8 @@
 //! What can go wrong between ranks; every variant carries the call and the numbers.
 use std::time::Duration;
 
+#[cfg(not(any(loom, shuttle)))]
+use crate::rendezvous::Refusal;
 use crate::{Bytes, Epoch, Incarnation, Pe, RegionId, Report, SignalId, Span, Step, Use};
 
 /// Errors of this crate.
@@ -249,5 +251,36 @@ pub enum Error {
         stream: &'static str,
         /// Why.
         reason: String,
+    },
+    /// Ranks did not meet.
+    #[cfg(not(any(loom, shuttle)))]
+    #[error("rendezvous: {me} gave up after {waited:.1?}: {why}")]
+    Rendezvous {
+        /// This rank.
+        me: Pe,
+        /// How long it took.
+        waited: Duration,
+        /// Why.
+        why: Box<Refusal>,
+    },
+    /// Something is too long to be sent to other ranks.
+    #[error("{call}: {len} bytes, but at most {most} can be sent to other ranks; shorten it")]
+    TooLong {
+        /// Call that refused it.
+        call: &'static str,
+        /// Its length.
+        len: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// A launcher's variable is missing or wrong.
+    #[error("variable {name} is '{value}'; it must be {wanted}")]
+    Variable {
+        /// Its name.
+        name: &'static str,
+        /// What it holds; empty when it is not set.
+        value: String,
+        /// What it must be.
+        wanted: &'static str,
     },
 }

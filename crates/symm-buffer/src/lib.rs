@@ -42,7 +42,10 @@ pub mod layout;
 #[cfg(test)]
 #[cfg(loom)]
 mod model;
+mod notice;
 mod pe;
+#[cfg(not(any(loom, shuttle)))]
+pub mod rendezvous;
 pub mod signal;
 #[cfg(feature = "suite")]
 #[cfg(not(loom))]
@@ -54,6 +57,7 @@ pub use buffer::{SepSrBuffer, SrBuffer};
 pub use error::Error;
 pub use fabric::{Bytes, Copy2d, Corner, Fabric, PeerAddress, Put, RegionId, Span};
 pub use layout::Layout;
+pub use notice::Notice;
 pub use pe::{Pe, World};
 pub use signal::{Epoch, Incarnation, Label, Post, Report, SignalId, Step, Use, Wait};
 

@@ -1,4 +1,5 @@
 //! The host backend in good weather: real asynchrony, an honest link, sources, in-place access, threads.
+#![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod common;
 

@@ -1,4 +1,5 @@
 //! The host backend in bad weather: broken rules are found, faults are repeatable, nobody hangs, groups recover.
+#![cfg(not(loom))]
 mod common;
 
 use std::{

@@ -136,8 +136,9 @@ pub(super) fn run(seeds: u64) -> Part {
     }
     std::panic::set_hook(hook);
     let Sums { struck, survivors, recovered } = sums;
+    let held = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     let figures = format!(
-        "{seeds} faults, {struck} of them felt, {survivors} survivors returned in time, {recovered} groups recovered"
+        "{seeds} faults, {struck} of them felt; all {survivors} survivors of {held} worlds returned in time, {recovered} groups recovered"
     );
     Part::new("faults injected", figures, outcomes)
 }

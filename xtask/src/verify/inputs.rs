@@ -11,6 +11,8 @@ use fm_cp::{FlashMask, ShardingKind, View4, View4Mut, World};
 use fm3_kernels::reference::{Pair, visible};
 use fm3_kernels::view::Part;
 use fm3_kernels::{DType, Dims, Shape};
+use symm_buffer::Pe;
+use symm_buffer::rendezvous::{Agreed, Launch, Message, Seat, Terms, Token, meet_by};
 
 use crate::{attention_file, npy};
 
@@ -18,7 +20,7 @@ use crate::{attention_file, npy};
 pub(crate) type Input = fn(&[u8]);
 
 /// All of them; the name is that of the fuzz target and of its corpus.
-pub(crate) const INPUTS: [(&str, Input); 8] = [
+pub(crate) const INPUTS: [(&str, Input); 9] = [
     ("mask_raw", mask_raw),
     ("mask_dense", mask_dense),
     ("mask_spec", mask_spec),
@@ -27,6 +29,7 @@ pub(crate) const INPUTS: [(&str, Input); 8] = [
     ("plan", plan),
     ("views", views),
     ("texts", texts),
+    ("rendezvous", rendezvous),
 ];
 
 /// Takes numbers off the front of the bytes; 0 when there are none left.
@@ -228,5 +231,33 @@ pub(crate) fn texts(data: &[u8]) {
     }
     if let Ok(dtype) = text.parse::<DType>() {
         assert_eq!(dtype.to_string().parse::<DType>().ok(), Some(dtype));
+    }
+}
+
+/// Any bytes as messages of a rendezvous, as another's broadcast, and as a launcher's variables.
+pub(crate) fn rendezvous(data: &[u8]) {
+    let mut rest = data;
+    while let Ok(Some((message, len))) = Message::decode(rest) {
+        assert_eq!(message.encode(), rest[..len], "one encoding for each message");
+        rest = &rest[len..];
+    }
+    let received = || -> Result<Agreed, symm_buffer::Error> {
+        let seat = Seat::new(Pe(1), World::new(2)?)?;
+        let terms = Terms::new(Token::new("any")?, Vec::new())?;
+        meet_by(seat, &terms, || Err("not rank 0".to_owned()), |_| Ok(data.to_vec()))
+    };
+    if let Ok(agreed) = received() {
+        let offer = Message::Offer { id: agreed.id, config: agreed.config };
+        assert!(data.ends_with(&offer.encode()));
+    }
+    let values: Vec<_> = data.split(|byte| *byte == b'\n').map(String::from_utf8_lossy).collect();
+    // The n-th line is the value of the n-th variable that is asked for, again and again.
+    let asked = std::cell::Cell::new(0);
+    let value = |_| {
+        asked.set(asked.get() + 1);
+        Some(values[(asked.get() - 1) % values.len()].to_string())
+    };
+    if let Ok(Some(launch)) = Launch::from_variables(value) {
+        assert!(launch.seat.me().index() < launch.seat.world().size());
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use fm3_kernels::view::Strides;
 use symm_buffer::buffer::SepBytes;
 use symm_buffer::layout::Part;
-use symm_buffer::{Bytes, Epoch, Fabric, Pe, Post, Put, RegionId, SignalId, Step, Use};
+use symm_buffer::{Bytes, Epoch, Fabric, Notice, Pe, Post, Put, RegionId, SignalId, Step, Use};
 
 use super::report::{Blocked, CallReport, PassKind};
 use super::signals::SignalKind;
@@ -227,7 +227,7 @@ impl<'a, F: Fabric> Call<'a, F> {
         for stream in [&self.state.push, &self.state.reduce, &self.state.control] {
             blocked += self.fabric.synchronize(stream, deadline)?;
         }
-        self.record("drain", self.fabric.me(), 0, blocked);
+        self.record(Notice::Drain.name(), self.fabric.me(), 0, blocked);
         Ok(())
     }
 

@@ -1,12 +1,15 @@
 //! Attention from a file to a file, so that anyone can check the results with numpy (see `check.py` beside this).
 //!
 //! `cargo run --release -p fm-cp --example attention_file -- IN.safetensors OUT.safetensors [--ranks N]
-//! [--sharding contiguous|dual-chunk] [--causal true|false] [--scale X] [--backend host]`
+//! [--sharding contiguous|dual-chunk] [--causal true|false] [--scale X] [--backend host|cuda]`
 //!
 //! IN: q [b, s, hq, d], k and v [b, s, hkv, d] (F32, BF16 or F16), optionally startend_row_indices (I32 [b, hm, s, C])
 //! and dout [b, s, hq, d]. OUT: o, lse (F32 [b, hq, s]), and dq, dk, dv when dout was given. Bad input is one line and
-//! exit code 2; OUT is written whole or not at all.
+//! exit code 2; OUT is written whole or not at all. `--backend cuda` (build with `--features cuda`) runs one rank forward
+//! on a Hopper GPU: BF16 or F16, head dim 128.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program speaks to its user")]
+#[cfg(feature = "cuda")]
+mod cuda;
 mod files;
 mod run;
 #[cfg(test)]
@@ -17,6 +20,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fm_cp::ShardingKind;
+
+#[cfg(feature = "cuda")]
+const BACKENDS: [&str; 2] = ["host", "cuda"];
+#[cfg(not(feature = "cuda"))]
+const BACKENDS: [&str; 1] = ["host"];
 
 /// Context-parallel attention over whole tensors in safetensors files.
 #[derive(Debug, Parser)]
@@ -37,8 +45,8 @@ pub(crate) struct Args {
     /// Softmax scale [default: 1/sqrt(d)].
     #[arg(long)]
     scale: Option<f32>,
-    /// What runs it.
-    #[arg(long, default_value = "host", value_parser = ["host"])]
+    /// What runs it: the CPU engine, or with the feature `cuda` a GPU.
+    #[arg(long, default_value = "host", value_parser = BACKENDS)]
     backend: String,
 }
 

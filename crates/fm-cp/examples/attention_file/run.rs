@@ -10,6 +10,16 @@ use safetensors::tensor::Dtype;
 use crate::Args;
 use crate::files::{Input, Output, write};
 
+/// What tensors hold, on every backend.
+#[cfg(feature = "cuda")]
+pub(crate) trait Number: Element + fm3_kernels::cuda::cudarc::driver::DeviceRepr {}
+/// What tensors hold, on every backend.
+#[cfg(not(feature = "cuda"))]
+pub(crate) trait Number: Element {}
+impl Number for f32 {}
+impl Number for bf16 {}
+impl Number for f16 {}
+
 /// Reads, runs, writes; returns the line to print.
 pub(crate) fn execute(args: &Args) -> Result<String> {
     let path = args.input.display();
@@ -22,7 +32,7 @@ pub(crate) fn execute(args: &Args) -> Result<String> {
     }
 }
 
-fn typed<T: Element>(args: &Args, input: &Input<'_>, dtype: Dtype) -> Result<String> {
+fn typed<T: Number>(args: &Args, input: &Input<'_>, dtype: Dtype) -> Result<String> {
     let [batch, seq, heads_q, head_dim] = input.q.shape;
     let heads_kv = input.k.shape[2];
     let keys = [batch, seq, heads_kv, head_dim];
@@ -45,7 +55,7 @@ fn typed<T: Element>(args: &Args, input: &Input<'_>, dtype: Dtype) -> Result<Str
         host: &HostConfig::default(),
     };
     let inputs = WholeInputs { q: &q, k: &k, v: &v, dout: dout.as_deref() };
-    let outputs = whole::run(problem, inputs)?;
+    let outputs = run(args, problem, inputs)?;
     let tensors = tensors(shape, seq, &outputs, dtype);
     write(&args.output, &tensors)?;
     let (density, ranks) = (mask.density(), args.ranks);
@@ -53,6 +63,24 @@ fn typed<T: Element>(args: &Args, input: &Input<'_>, dtype: Dtype) -> Result<Str
         "{batch} x {seq} x {heads_q}/{heads_kv} x {head_dim} {}, density {density:.4}, {ranks} ranks",
         T::DTYPE
     ))
+}
+
+#[cfg(feature = "cuda")]
+fn run<T: Number>(
+    args: &Args,
+    problem: WholeProblem<'_>,
+    inputs: WholeInputs<'_, T>,
+) -> Result<WholeOutputs<T>> {
+    if args.backend == "cuda" { crate::cuda::run(problem, inputs) } else { Ok(whole::run(problem, inputs)?) }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn run<T: Number>(
+    _: &Args,
+    problem: WholeProblem<'_>,
+    inputs: WholeInputs<'_, T>,
+) -> Result<WholeOutputs<T>> {
+    Ok(whole::run(problem, inputs)?)
 }
 
 fn mask(args: &Args, input: &Input<'_>) -> Result<FlashMask> {

@@ -132,6 +132,8 @@ fn wrong_files_are_refused_and_leave_nothing() {
     assert!(files.refused(&["--ranks", "38"]).contains("38"));
     assert!(files.refused(&["--scale", "NaN"]).contains("NaN"));
     assert!(files.refused(&["--sharding", "round"]).contains("dual-chunk"));
+    assert!(files.refused(&["--backend", "tpu"]).contains("host"));
+    // Gradients are asked for, which only the host has.
     assert!(files.refused(&["--backend", "cuda"]).contains("host"));
     let with = |mask: Option<(&[usize], &[i32])>| write(&files.input, &problem(mask)).unwrap();
     with(Some((&[2, 1, 37, 1], &[5; 74])));

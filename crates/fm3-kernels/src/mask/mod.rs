@@ -25,6 +25,8 @@ mod random;
 mod rows;
 mod spec;
 mod spec_table;
+mod tables;
+mod tables_segments;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub use classify::{BlockClass, classify};
 pub use documents::Documents;
 pub use rows::{Bands, Rows};
 pub use spec::MaskSpec;
+pub use tables::{FULL, GENERAL, ListAt, MaskTables, SIMPLE, TileLists};
+pub use tables_segments::KeySegments;
 
 /// Sizes of a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,6 +70,16 @@ pub enum Columns {
 impl Columns {
     /// C as a number.
     pub const fn count(self) -> usize {
+        match self {
+            Columns::One => 1,
+            Columns::Two => 2,
+            Columns::Four => 4,
+        }
+    }
+
+    /// C as the kernels hold it.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn number(self) -> u32 {
         match self {
             Columns::One => 1,
             Columns::Two => 2,
@@ -134,9 +148,7 @@ impl FlashMask {
     /// [`Error::WrongLength`] when the array does not fit `dims`; [`Error::NegativeBound`].
     pub fn new(dims: MaskDims, columns: Columns, causal: bool, bounds: Vec<i32>) -> Result<Self, Error> {
         dims.check("FlashMask::new")?;
-        if !matches!((columns, causal), (Columns::One, true) | (Columns::Two, _) | (Columns::Four, false)) {
-            return Err(Error::MaskForm { columns: columns.count(), causal });
-        }
+        check_form(columns, causal)?;
         let expected = dims.total_columns().saturating_mul(columns.count());
         if bounds.len() != expected {
             return Err(Error::WrongLength { call: "FlashMask::new", expected, got: bounds.len() });
@@ -252,9 +264,17 @@ impl FlashMask {
     }
 }
 
+/// C = 1 needs causality, C = 4 forbids it.
+pub(crate) const fn check_form(columns: Columns, causal: bool) -> Result<(), Error> {
+    match (columns, causal) {
+        (Columns::One, true) | (Columns::Two, _) | (Columns::Four, false) => Ok(()),
+        _ => Err(Error::MaskForm { columns: columns.count(), causal }),
+    }
+}
+
 impl MaskDims {
     /// All positive, lengths within the i32 rows of the format.
-    fn check(self, call: &'static str) -> Result<(), Error> {
+    pub(crate) fn check(self, call: &'static str) -> Result<(), Error> {
         let named =
             [("batch", self.batch), ("heads", self.heads), ("seq_q", self.seq_q), ("seq_k", self.seq_k)];
         if let Some((name, _)) = named.into_iter().find(|(_, size)| *size == 0) {

@@ -9,7 +9,7 @@ use super::{
     stream::{Core, Work, Worker, life},
 };
 use crate::{
-    Bytes, Copy2d, Epoch, Error, Fabric, Incarnation, Label, Pe, PeerAddress, Put, RegionId, Report,
+    Bytes, Copy2d, Epoch, Error, Fabric, Incarnation, Label, Notice, Pe, PeerAddress, Put, RegionId, Report,
     SignalId, Span, Wait, World,
     deadline::{Deadline, Event, wait_until},
     sync::{Arc, Ordering, thread},
@@ -121,7 +121,7 @@ impl HostFabric {
         let cores = self.shared.rank(self.me).workers.lock().cores();
         cores.iter().for_each(|core| core.drop_queued());
         for core in &cores {
-            match core.drain("recover", deadline) {
+            match core.drain(Notice::Recover.name(), deadline) {
                 Err(error @ Error::Drain { .. }) => return Err(error),
                 _ => core.forget_failure(),
             }

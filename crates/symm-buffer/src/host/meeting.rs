@@ -1,7 +1,7 @@
 //! Collectives: all ranks meet, see whether they want the same, and one of them does it for all.
 use super::{heap::Block, shared::Shared};
 use crate::{
-    Bytes, Error, Label, Pe, RegionId, Report, Span,
+    Bytes, Error, Label, Notice, Pe, RegionId, Report, Span,
     deadline::{Deadline, Expired, wait_until},
     sync::Mutex,
 };
@@ -18,13 +18,14 @@ pub(super) enum Ask {
 
 impl Ask {
     pub(super) const fn call(self) -> &'static str {
-        match self {
-            Self::Alloc(_) => "alloc",
-            Self::Free(_) => "free",
-            Self::Signals(_) => "alloc_signals",
-            Self::Barrier => "barrier",
-            Self::Recover => "recover",
-        }
+        let notice = match self {
+            Self::Alloc(_) => Notice::Alloc,
+            Self::Free(_) => Notice::Free,
+            Self::Signals(_) => Notice::AllocSignals,
+            Self::Barrier => Notice::Barrier,
+            Self::Recover => Notice::Recover,
+        };
+        notice.name()
     }
 }
 
@@ -122,6 +123,12 @@ impl Meeting {
             Err(Expired { .. }) => self.give_up(shared, me),
         };
         outcome.map_err(|refusal| explain(shared, me, ask, refusal, deadline))
+    }
+
+    /// The mistake that a model must catch: the end of a round is told to all, also to those who were not in it.
+    #[cfg(all(loom, test))]
+    pub(super) fn end_for_all(&self, outcome: &Outcome) {
+        self.round.lock().outcomes.fill(Some(outcome.clone()));
     }
 
     fn enter(&self, shared: &Shared, me: Pe, ballot: Ballot, act: impl FnOnce(Vec<Ballot>) -> Outcome) {

@@ -3,10 +3,10 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::{HostConfig, HostFabric, shared::Shared};
+use super::{HostConfig, HostFabric, meeting::Refusal, shared::Shared};
 use crate::{
     Epoch, Error, Fabric, Incarnation, Label, Pe, Post, Report, SignalId, Step, Use, Wait, World,
-    deadline::Deadline,
+    deadline::{Deadline, wait_until},
     model::{Model, Mutant},
     sync::{Arc, AtomicU64, Ordering},
 };
@@ -42,15 +42,32 @@ fn await_first(shared: &Shared, me: Pe, budget: Duration) -> Result<Duration, Er
 }
 
 /// Two ranks give up at about the same time: one of them reports, the other learns that report.
-fn two_give_up(_: Option<Mutant>) {
+fn two_give_up(mutant: Option<Mutant>) {
     let shared = shared(2);
     let theirs = shared.clone();
-    let other = thread::spawn(move || await_first(&theirs, Pe(1), SHORT).unwrap_err());
-    let mine = await_first(&shared, Pe(0), SHORT).unwrap_err();
+    let give_up = move |shared: &Shared, me| match mutant {
+        Some(Mutant::UnclaimedReport) => unclaimed(shared, me),
+        _ => await_first(shared, me, SHORT).unwrap_err(),
+    };
+    let other = thread::spawn(move || give_up(&theirs, Pe(1)));
+    let mine = give_up(&shared, Pe(0));
     let theirs = other.join().unwrap();
     let (first, second) =
         if let Error::Timeout(report) = mine { (report, theirs) } else { (told(theirs), mine) };
     assert!(matches!(second, Error::Aborted { by, report, .. } if by == first.rank && report == first));
+}
+
+/// A wait that expires and does not ask whether it is the first.
+fn unclaimed(shared: &Shared, me: Pe) -> Error {
+    let stopped = || shared.stopped(me, 0);
+    let report = Report::plain(me, Pe(1 - me.0), Label { stage: "model", piece: me.0 });
+    match wait_until(&shared.rank(me).event, Deadline::after(SHORT), stopped) {
+        Ok(stopped) => stopped.value,
+        Err(_) => {
+            shared.raise(me, report);
+            Error::Timeout(report)
+        }
+    }
 }
 
 fn told(error: Error) -> Report {
@@ -60,19 +77,32 @@ fn told(error: Error) -> Report {
     }
 }
 
-/// A rank waits without end, another posts, a third gives the group up. The waiter always returns, and if it returns
-/// that the word is there, its data is.
-fn post_and_abort(_: Option<Mutant>) {
+/// A rank waits without end, another posts and waits for what never comes, a third gives the group up. Both waits always
+/// return, and if one returns that the word is there, its data is.
+fn post_and_abort(mutant: Option<Mutant>) {
     let (shared, data) = (shared(3), Arc::new(AtomicU64::new(0)));
     let (posts, aborts, its_data) = (shared.clone(), shared.clone(), data.clone());
     let poster = thread::spawn(move || {
-        its_data.store(7, Ordering::Relaxed);
         let (signal, value) = (SignalId(0), epoch(Incarnation(0), 0));
         let words = posts.words("model", signal).unwrap();
-        posts.post(Pe(1), Pe(0), &words, Post { signal, value }).unwrap();
+        let post = || posts.post(Pe(1), Pe(0), &words, Post { signal, value }).unwrap();
+        if mutant == Some(Mutant::SignalBeforeData) {
+            post();
+            its_data.store(7, Ordering::Relaxed);
+        } else {
+            its_data.store(7, Ordering::Relaxed);
+            post();
+        }
+        assert!(matches!(await_first(&posts, Pe(1), LONG), Err(Error::Aborted { by: Pe(2), .. })));
     });
     let report = Report::plain(Pe(2), Pe(1), Label { stage: "abort", piece: 0 });
-    let aborter = thread::spawn(move || assert!(aborts.raise(Pe(2), report)));
+    let aborter = thread::spawn(move || {
+        let is_first = match mutant {
+            Some(Mutant::MissingNotify) => aborts.claim(Pe(2), report),
+            _ => aborts.raise(Pe(2), report),
+        };
+        assert!(is_first);
+    });
     match await_first(&shared, Pe(0), LONG) {
         Ok(_) => assert_eq!(data.load(Ordering::Relaxed), 7),
         Err(error) => assert_eq!(error, Error::Aborted { me: Pe(0), by: Pe(2), report }),
@@ -115,7 +145,7 @@ fn recover(mutant: Option<Mutant>) {
 
 /// A collective that all came to, then one that only the first comes to and gives up. The second rank still learns what
 /// became of the first collective, however late it looks.
-fn rounds(_: Option<Mutant>) {
+fn rounds(mutant: Option<Mutant>) {
     let shared = shared(2);
     let theirs = shared.clone();
     let other = thread::spawn(move || {
@@ -127,23 +157,28 @@ fn rounds(_: Option<Mutant>) {
     let fabric = HostFabric { me: Pe(0), shared };
     assert_eq!(fabric.alloc_signals(1, LONG), Ok(SignalId(2)));
     assert!(matches!(fabric.barrier(SHORT), Err(Error::Missing { missing: Pe(1), .. })));
+    if mutant == Some(Mutant::EndForAll) {
+        fabric.shared.meeting.end_for_all(&Err(Refusal::Missing(Pe(1))));
+    }
     let (_fabric, signal) = other.join().unwrap();
     assert_eq!(signal, Ok(SignalId(2)));
 }
 
 #[test]
 fn each_rank_learns_of_its_own_round() {
-    Model { name: "rounds", body: rounds, mutants: &[], preemptions: Some(3) }.prove();
+    Model { name: "rounds", body: rounds, mutants: &[Mutant::EndForAll], preemptions: Some(3) }.prove();
 }
 
 #[test]
 fn one_waiter_claims_the_report() {
-    Model { name: "two_give_up", body: two_give_up, mutants: &[], preemptions: Some(4) }.prove();
+    let mutants = &[Mutant::UnclaimedReport];
+    Model { name: "two_give_up", body: two_give_up, mutants, preemptions: Some(4) }.prove();
 }
 
 #[test]
 fn an_abort_ends_a_wait() {
-    Model { name: "post_and_abort", body: post_and_abort, mutants: &[], preemptions: Some(3) }.prove();
+    let mutants = &[Mutant::SignalBeforeData, Mutant::MissingNotify];
+    Model { name: "post_and_abort", body: post_and_abort, mutants, preemptions: Some(3) }.prove();
 }
 
 #[test]

@@ -13,7 +13,8 @@ use super::{
     stream::Worker,
 };
 use crate::{
-    Bytes, Epoch, Error, Incarnation, Label, Pe, Post, RegionId, Report, SignalId, Step, Use, Wait, World,
+    Bytes, Epoch, Error, Incarnation, Label, Notice, Pe, Post, RegionId, Report, SignalId, Step, Use, Wait,
+    World,
     deadline::{Deadline, Event, wait_until},
     sync::{Arc, AtomicBool, AtomicU32, AtomicUsize, Mutex, Ordering},
     word::{Refused, Word},
@@ -146,14 +147,14 @@ impl Shared {
         if let Some(error) = self.aborted(me) {
             return Some(error);
         }
-        let stage = if self.is_closing() {
-            "closing"
+        let notice = if self.is_closing() {
+            Notice::Closing
         } else if self.rank(me).life.load(Ordering::Acquire) != life {
-            "recover"
+            Notice::Recover
         } else {
             return None;
         };
-        let report = Report::plain(me, me, Label { stage, piece: 0 });
+        let report = Report::plain(me, me, Label { stage: notice.name(), piece: 0 });
         Some(Error::Aborted { me, by: me, report })
     }
 
@@ -178,15 +179,22 @@ impl Shared {
 
     /// Ends everybody's waits; false when somebody has already.
     pub(super) fn raise(&self, by: Pe, report: Report) -> bool {
+        if !self.claim(by, report) {
+            return false;
+        }
+        tracing::debug!(%report, "{}", Notice::Abort.name());
+        self.notify_all();
+        true
+    }
+
+    /// The first to come writes the abort; nobody is told yet.
+    pub(super) fn claim(&self, by: Pe, report: Report) -> bool {
         let mut abort = self.abort.lock();
         if abort.is_some() {
             return false;
         }
         *abort = Some(Abort { by, report });
         self.is_aborted.store(true, Ordering::Release);
-        drop(abort);
-        tracing::debug!(%report, "abort");
-        self.notify_all();
         true
     }
 
@@ -262,7 +270,11 @@ impl Shared {
         // The last number means "no signal".
         if len >= SignalId::NONE.0 as usize {
             let signal = SignalId(count);
-            return Err(Refusal::Full(Error::NoSuchSignal { call: "alloc_signals", signal, len: first }));
+            return Err(Refusal::Full(Error::NoSuchSignal {
+                call: Notice::AllocSignals.name(),
+                signal,
+                len: first,
+            }));
         }
         words.resize_with(len, || (0..self.world.size()).map(|_| Word::default()).collect());
         Ok(first as u64)

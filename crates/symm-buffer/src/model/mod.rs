@@ -56,6 +56,10 @@ pub(crate) enum Mutant {
     MissingIncarnation,
     /// Stream waits are released before the abort is known.
     ReleaseBeforeAbort,
+    /// Whoever gives up reports, whether somebody has before or not.
+    UnclaimedReport,
+    /// The end of a collective is told to all, also to those who were not in it.
+    EndForAll,
 }
 
 /// A model, what weakens it, and how far it is explored.

@@ -11,8 +11,7 @@
 namespace fm3 {
 
 // Named barriers; 0 is __syncthreads().
-constexpr uint32_t kTurnBarrier = 1;      // + warpgroup: its turn on the tensor cores
-constexpr uint32_t kEpilogueBarrier = 3;  // + warpgroup
+constexpr uint32_t kEpilogueBarrier = 1;  // + warpgroup
 
 // One arrival per warp, after all of its lanes came here.
 __device__ __forceinline__ void release(uint32_t barrier) {
@@ -22,8 +21,9 @@ __device__ __forceinline__ void release(uint32_t barrier) {
     }
 }
 
-// `kTurns`: warpgroups take turns to issue products, so that one is in softmax while the other multiplies.
-template <typename Element, bool kTurns>
+// Warpgroups do not take turns on the tensor cores: with a softmax this short, turns cost more than they bring
+// (docs/decisions/0004).
+template <typename Element>
 struct Consumer {
     const ForwardParams& p;
     uint32_t shared;
@@ -63,14 +63,6 @@ struct Consumer {
         wgmma_commit();
     }
 
-    __device__ __forceinline__ void take_turn() const {
-        if constexpr (kTurns) named_sync(kTurnBarrier + warpgroup, 256);
-    }
-
-    __device__ __forceinline__ void pass_turn() const {
-        if constexpr (kTurns) named_arrive(kTurnBarrier + (warpgroup ^ 1), 256);
-    }
-
     // Scores are there: masks them if the entry says so, and gives K and bands back.
     __device__ __forceinline__ void mask_and_release(uint32_t row_tile) {
         const uint32_t entry = load_entry();
@@ -96,9 +88,7 @@ struct Consumer {
 
     __device__ __forceinline__ void first_block(uint32_t row_tile, uint32_t (&weights)[32]) {
         barrier_wait(barriers.k_full(ring.stage), ring.parity);
-        take_turn();
         issue_scores();
-        pass_turn();
         wgmma_wait<0>();
         pin(scores);
         mask_and_release(row_tile);
@@ -112,11 +102,9 @@ struct Consumer {
         const RingPosition<kStages> before = ring;
         ring.advance();
         barrier_wait(barriers.k_full(ring.stage), ring.parity);
-        take_turn();
         issue_scores();
         barrier_wait(barriers.v_full(before.stage), before.parity);
         issue_output(before.stage, fresh, weights_before);
-        pass_turn();
         wgmma_wait<1>();
         pin(scores);
         mask_and_release(row_tile);
@@ -134,7 +122,7 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void last_output(bool fresh, uint32_t (&weights)[32]) {
-        release(barriers.q_empty());
+        release(barriers.q_empty(warpgroup));
         barrier_wait(barriers.v_full(ring.stage), ring.parity);
         issue_output(ring.stage, fresh, weights);
         wgmma_wait<0>();
@@ -246,7 +234,7 @@ struct Consumer {
             if (tile.entries == 0) {
                 nothing_to_see();
             } else {
-                barrier_wait(barriers.q_full(), queries.parity);
+                barrier_wait(barriers.q_full(warpgroup), queries.parity);
                 queries.advance();
                 attend(tile);
             }

@@ -14,7 +14,7 @@ constexpr int kForwardThreads = 128 * (1 + kConsumers);
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
 
-template <typename Element, bool kTurns>
+template <typename Element>
 __device__ __forceinline__ void forward(const ForwardParams& p) {
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     const uint32_t shared = shared_address(shared_bytes);
@@ -38,12 +38,10 @@ __device__ __forceinline__ void forward(const ForwardParams& p) {
     } else {
         raise_registers<kConsumerRegisters>();
         const uint32_t warpgroup = group - 1;
-        Consumer<Element, kTurns> consumer = {
+        Consumer<Element> consumer = {
             p, shared, barriers, warpgroup, threadIdx.x % 128, {0, 0},
             operand(shared + offset::kQ + warpgroup * kWarpgroupBytes, 0), operand(shared + offset::kK, 0),
             operand(shared + offset::kV, kPanelBytes)};
-        // The first turn is free.
-        if (kTurns && warpgroup == 0) named_arrive(kTurnBarrier, 256);
         consumer.run();
     }
 }

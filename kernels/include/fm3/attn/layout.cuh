@@ -39,21 +39,21 @@ static_assert(offset::kEnd <= 232448, "more shared memory than a block may have"
 struct Barriers {
     uint32_t base;
 
-    __device__ __forceinline__ uint32_t q_full() const { return base; }
-    __device__ __forceinline__ uint32_t q_empty() const { return base + 8; }
-    __device__ __forceinline__ uint32_t k_full(uint32_t stage) const { return base + 16 + 8 * stage; }
-    __device__ __forceinline__ uint32_t k_empty(uint32_t stage) const { return base + 32 + 8 * stage; }
-    __device__ __forceinline__ uint32_t v_full(uint32_t stage) const { return base + 48 + 8 * stage; }
-    __device__ __forceinline__ uint32_t v_empty(uint32_t stage) const { return base + 64 + 8 * stage; }
-    __device__ __forceinline__ uint32_t tile_full(uint32_t slot) const { return base + 80 + 8 * slot; }
-    __device__ __forceinline__ uint32_t tile_empty(uint32_t slot) const { return base + 96 + 8 * slot; }
+    __device__ __forceinline__ uint32_t q_full(uint32_t warpgroup) const { return base + 8 * warpgroup; }
+    __device__ __forceinline__ uint32_t q_empty(uint32_t warpgroup) const { return base + 16 + 8 * warpgroup; }
+    __device__ __forceinline__ uint32_t k_full(uint32_t stage) const { return base + 32 + 8 * stage; }
+    __device__ __forceinline__ uint32_t k_empty(uint32_t stage) const { return base + 48 + 8 * stage; }
+    __device__ __forceinline__ uint32_t v_full(uint32_t stage) const { return base + 64 + 8 * stage; }
+    __device__ __forceinline__ uint32_t v_empty(uint32_t stage) const { return base + 80 + 8 * stage; }
+    __device__ __forceinline__ uint32_t tile_full(uint32_t slot) const { return base + 96 + 8 * slot; }
+    __device__ __forceinline__ uint32_t tile_empty(uint32_t slot) const { return base + 112 + 8 * slot; }
 
     // By one thread. Consumers arrive once per warp.
     __device__ __forceinline__ void init() const {
         constexpr uint32_t kConsumerWarps = 4 * kConsumers;
-        barrier_init(q_full(), 1);
-        barrier_init(q_empty(), kConsumerWarps);
         for (uint32_t i = 0; i < 2; ++i) {
+            barrier_init(q_full(i), 1);
+            barrier_init(q_empty(i), 4);
             barrier_init(k_full(i), 1);
             barrier_init(k_empty(i), kConsumerWarps);
             barrier_init(v_full(i), 1);

@@ -62,7 +62,7 @@ struct NextTile {
     __device__ __forceinline__ void advance(const ForwardParams& p) {
         switch (step++) {
             case 0: {
-                const uint32_t claimed = threadIdx.x == 0 ? claim_tile(p) : 0;
+                const uint32_t claimed = threadIdx.x == 0 ? claim_tile(p.claims) : 0;
                 index = __shfl_sync(0xFFFFFFFFu, claimed, 0);
                 break;
             }
@@ -81,6 +81,13 @@ struct NextTile {
     }
 };
 constexpr uint32_t kNextTileSteps = 4;
+
+// Looked at before each tile and while waiting. An expired wait stops later calls too, until its report is taken; calls
+// without a deadline do not look for one.
+__device__ __forceinline__ StopWords stop_words(const ForwardParams& p) {
+    const WaitReport* report = reinterpret_cast<const WaitReport*>(p.deadline_ns != 0 ? p.report : 0);
+    return {reinterpret_cast<const uint32_t*>(p.abort), report != nullptr ? &report->state : nullptr};
+}
 
 // What the copying lane knows of the segment that it reads from.
 struct SegmentReader {
@@ -107,8 +114,7 @@ struct SegmentReader {
             return;
         }
         const SpinOutcome outcome =
-            spin_until_at_least(reinterpret_cast<const uint64_t*>(segment.signal), wanted,
-                                reinterpret_cast<const uint32_t*>(p.abort), p.deadline_ns);
+            spin_until_at_least(reinterpret_cast<const uint64_t*>(segment.signal), wanted, stop_words(p), p.deadline_ns);
         if (outcome.reached) {
             fence_global_to_async();
             if (remembered) verified[current] = outcome.seen;
@@ -148,15 +154,23 @@ __device__ __forceinline__ void load_key_tile(
     }
 }
 
+// Each warpgroup has its own half of Q, and gets it as soon as it has no more need of the half before.
 __device__ __forceinline__ void load_queries(
     const ForwardParams& p, uint32_t shared, const Barriers& barriers, const TilePlace& place, uint32_t parity) {
-    barrier_wait(barriers.q_empty(), parity);
-    barrier_expect_bytes(barriers.q_full(), kTileBytes);
+    Coordinates4 at = {0, static_cast<int32_t>(place.row_tile * kRows), static_cast<int32_t>(place.head),
+                       static_cast<int32_t>(place.batch)};
+#pragma unroll 1
+    for (uint32_t warpgroup = 0; warpgroup < kConsumers; ++warpgroup) {
+        const uint32_t full = barriers.q_full(warpgroup);
+        const uint32_t half = shared + offset::kQ + warpgroup * kWarpgroupBytes;
+        barrier_wait(barriers.q_empty(warpgroup), parity);
+        barrier_expect_bytes(full, kTileBytes / kConsumers);
 #pragma unroll
-    for (int panel = 0; panel < kPanels; ++panel) {
-        const Coordinates4 at = {panel * kPanelColumns, static_cast<int32_t>(place.row_tile * kRows),
-                                 static_cast<int32_t>(place.head), static_cast<int32_t>(place.batch)};
-        load_box(shared + offset::kQ + panel * kPanelBytes, p.q, barriers.q_full(), at, Keep::kShort);
+        for (int panel = 0; panel < kPanels; ++panel) {
+            at.column = panel * kPanelColumns;
+            load_box(half + panel * kPanelBytes, p.q, full, at, Keep::kShort);
+        }
+        at.row += kRows / kConsumers;
     }
 }
 
@@ -271,7 +285,7 @@ __device__ __forceinline__ void produce(const ForwardParams& p, unsigned char* s
         const NextTile tile = next;
         ListReader list = tile.list;
         const bool more = tile.index < p.tiles;
-        if (lane == 0 && p.abort != 0 && load_relaxed_system(reinterpret_cast<const uint32_t*>(p.abort)) != 0) {
+        if (lane == 0 && stop_words(p).set()) {
             loader.segments.poisoned = true;
         }
         const bool poisoned = __shfl_sync(0xFFFFFFFFu, loader.segments.poisoned, 0);
@@ -309,7 +323,7 @@ __device__ __forceinline__ void produce(const ForwardParams& p, unsigned char* s
         }
     }
     if (lane == 0) {
-        finish_claims(p);
+        finish_claims(p.claims);
     }
 }
 

@@ -44,13 +44,13 @@ __device__ __forceinline__ TilePlace locate(const ForwardParams& p, uint32_t til
 }
 
 // The next tile that nobody has; one thread. Tiles below the grid size belong to the CTAs of that index.
-__device__ __forceinline__ uint32_t claim_tile(const ForwardParams& p) {
-    return gridDim.x + atomicAdd(reinterpret_cast<uint32_t*>(p.claims), 1u);
+__device__ __forceinline__ uint32_t claim_tile(uint64_t claims) {
+    return gridDim.x + atomicAdd(reinterpret_cast<uint32_t*>(claims), 1u);
 }
 
 // The last CTA to come here zeroes the claims for the next launch; one thread, after its last claim.
-__device__ __forceinline__ void finish_claims(const ForwardParams& p) {
-    uint32_t* claims = reinterpret_cast<uint32_t*>(p.claims);
+__device__ __forceinline__ void finish_claims(uint64_t address) {
+    uint32_t* claims = reinterpret_cast<uint32_t*>(address);
     __threadfence();
     if (atomicInc(claims + 1, gridDim.x - 1) == gridDim.x - 1) {
         __threadfence();

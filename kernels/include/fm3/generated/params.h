@@ -5,7 +5,7 @@
 #include <cstdint>
 
 // Compared with the loader's when a binary is loaded.
-#define FM3_ABI_HASH 0x4fadfdde430c0ff8ull
+#define FM3_ABI_HASH 0x62be6bd47f95041aull
 
 namespace fm3 {
 
@@ -62,7 +62,7 @@ static_assert(offsetof(WaitReport, waited_ns) == 32);
 
 // Forward attention. Addresses are of device memory; sizes of tables are in numbers of elements.
 struct ForwardParams {
-    // Queries: {d, seq, heads, batch}, box {64, 128, 1, 1}.
+    // Queries: {d, seq, heads, batch}, box {64, 64, 1, 1}.
     TensorMap q;
     // Output: the same dims, box {64, 64, 1, 1}.
     TensorMap o;
@@ -80,11 +80,11 @@ struct ForwardParams {
     uint64_t entries;
     // Row tiles by work, largest first, u32 [mb, mh, row_tiles].
     uint64_t ranked;
-    // Segment << 20 | tile within it, u32 [key_tiles].
+    // Segment << 20 | tile within it, u32 `[key_tiles]`.
     uint64_t places;
     // Table of KeySegment.
     uint64_t segments;
-    // Tiles claimed and blocks done, u32 [2]; zero before the first launch, and after each.
+    // Tiles claimed and blocks done, u32 `[2]`; zero before the first launch, and after each.
     uint64_t claims;
     // A WaitReport; 0: none.
     uint64_t report;
@@ -242,5 +242,173 @@ static_assert(offsetof(MaskRankParams, work) == 0);
 static_assert(offsetof(MaskRankParams, ranked) == 8);
 static_assert(offsetof(MaskRankParams, lists) == 16);
 static_assert(offsetof(MaskRankParams, padded) == 20);
+
+// fm3_bwd_prepare: row sums, and dQ sums set to 0. Grid (ceil(rows_padded / 8), hq, b), 256 threads.
+struct BackwardPrepareParams {
+    // Output of the forward pass, 16-bit [b, sq, hq, 128]; rows are multiples of 16 bytes apart.
+    uint64_t o;
+    // Its gradient dO, as the output.
+    uint64_t dout;
+    // Logsumexp, f32 [b, hq, sq].
+    uint64_t lse;
+    // Written: f32 [b, hq, rows_padded]: LSE * log2(e); +inf for rows that see nothing and rows past sq.
+    uint64_t lse2;
+    // Written: f32 [b, hq, rows_padded]: sum over d of dO * O; 0 for rows past sq.
+    uint64_t delta;
+    // Written: 0, f32 [b, hq, row_tiles * 2, 64 * 128].
+    uint64_t dq_sums;
+    // From one sequence, row and head of O to the next, elements.
+    uint64_t o_strides[3];
+    // From one sequence, row and head of dO to the next, elements.
+    uint64_t dout_strides[3];
+    // Query heads, hq.
+    uint32_t heads_q;
+    // Query rows, sq.
+    uint32_t seq_q;
+    // row_tiles * 128.
+    uint32_t rows_padded;
+    // Fills the struct to a multiple of its alignment.
+    uint32_t reserved;
+};
+static_assert(sizeof(BackwardPrepareParams) == 112);
+static_assert(alignof(BackwardPrepareParams) == 8);
+static_assert(offsetof(BackwardPrepareParams, o) == 0);
+static_assert(offsetof(BackwardPrepareParams, dout) == 8);
+static_assert(offsetof(BackwardPrepareParams, lse) == 16);
+static_assert(offsetof(BackwardPrepareParams, lse2) == 24);
+static_assert(offsetof(BackwardPrepareParams, delta) == 32);
+static_assert(offsetof(BackwardPrepareParams, dq_sums) == 40);
+static_assert(offsetof(BackwardPrepareParams, o_strides) == 48);
+static_assert(offsetof(BackwardPrepareParams, dout_strides) == 72);
+static_assert(offsetof(BackwardPrepareParams, heads_q) == 96);
+static_assert(offsetof(BackwardPrepareParams, seq_q) == 100);
+static_assert(offsetof(BackwardPrepareParams, rows_padded) == 104);
+static_assert(offsetof(BackwardPrepareParams, reserved) == 108);
+
+// fm3_bwd_d128: dK, dV of every key row, and dQ sums. Addresses are of device memory.
+struct BackwardParams {
+    // Queries: {d, seq, heads, batch}, box {64, 64, 1, 1}.
+    TensorMap q;
+    // Gradient of the output, like the queries.
+    TensorMap dout;
+    // Keys: {d, rows, heads of a group, groups, slabs}, box {64, 128, 1, 1, 1}; one per distinct segment length.
+    TensorMap k[4];
+    // Values, like the keys.
+    TensorMap v[4];
+    // Written: gradients of the keys, the keys' dims, box {64, 64, 1, 1, 1}.
+    TensorMap dk[4];
+    // Written: gradients of the values, like those of the keys.
+    TensorMap dv[4];
+    // From fm3_bwd_prepare.
+    uint64_t lse2;
+    // From fm3_bwd_prepare.
+    uint64_t delta;
+    // Added to: f32 [b, hq, row_tiles * 2, 64 * 128]: per 64 rows, in the order of the consumers' registers.
+    uint64_t dq_sums;
+    // Masked rows of each column, i32 [mb, mh, key_tiles * 128, 4]: a_start, b_end, a_end, b_start.
+    uint64_t bands;
+    // Entries of each key tile, u32 [mb, mh, key_tiles].
+    uint64_t counts_t;
+    // Row tile << 2 | class, u32 [mb, mh, key_tiles, row_tiles].
+    uint64_t entries_t;
+    // Key tiles by work, largest first, u32 [mb, mh, key_tiles].
+    uint64_t ranked_t;
+    // Segment << 20 | tile within it, u32 `[key_tiles]`.
+    uint64_t places;
+    // Table of KeySegment; signals are not looked at.
+    uint64_t segments;
+    // Tiles claimed and blocks done, u32 `[2]`; zero before the first launch, and after each.
+    uint64_t claims;
+    // Tiles of the launch, b * hkv * key_tiles.
+    uint32_t tiles;
+    // Tiles of 128 query rows, ceil(sq / 128).
+    uint32_t row_tiles;
+    // Tiles of at most 128 key rows, through all segments.
+    uint32_t key_tiles;
+    // Query rows, sq.
+    uint32_t seq_q;
+    // Query heads, hq.
+    uint32_t heads_q;
+    // KV heads, hkv.
+    uint32_t heads_kv;
+    // Query heads per KV head.
+    uint32_t group;
+    // KV heads whose tiles are neighbours in the order of work.
+    uint32_t section_heads;
+    // Query heads per mask head.
+    uint32_t heads_per_mask;
+    // Mask heads, mh.
+    uint32_t mask_heads;
+    // Mask heads from one sequence to the next: mh, or 0 when all sequences share one mask.
+    uint32_t mask_batch_step;
+    // KV heads of a group, of each key map.
+    uint32_t heads_per_group[4];
+    // Softmax scale * log2(e), above 0.
+    float scale_log2;
+    // Softmax scale, above 0.
+    float scale;
+    // Fills the struct to a multiple of its alignment.
+    uint32_t reserved[27];
+};
+static_assert(sizeof(BackwardParams) == 2560);
+static_assert(alignof(BackwardParams) == 128);
+static_assert(offsetof(BackwardParams, q) == 0);
+static_assert(offsetof(BackwardParams, dout) == 128);
+static_assert(offsetof(BackwardParams, k) == 256);
+static_assert(offsetof(BackwardParams, v) == 768);
+static_assert(offsetof(BackwardParams, dk) == 1280);
+static_assert(offsetof(BackwardParams, dv) == 1792);
+static_assert(offsetof(BackwardParams, lse2) == 2304);
+static_assert(offsetof(BackwardParams, delta) == 2312);
+static_assert(offsetof(BackwardParams, dq_sums) == 2320);
+static_assert(offsetof(BackwardParams, bands) == 2328);
+static_assert(offsetof(BackwardParams, counts_t) == 2336);
+static_assert(offsetof(BackwardParams, entries_t) == 2344);
+static_assert(offsetof(BackwardParams, ranked_t) == 2352);
+static_assert(offsetof(BackwardParams, places) == 2360);
+static_assert(offsetof(BackwardParams, segments) == 2368);
+static_assert(offsetof(BackwardParams, claims) == 2376);
+static_assert(offsetof(BackwardParams, tiles) == 2384);
+static_assert(offsetof(BackwardParams, row_tiles) == 2388);
+static_assert(offsetof(BackwardParams, key_tiles) == 2392);
+static_assert(offsetof(BackwardParams, seq_q) == 2396);
+static_assert(offsetof(BackwardParams, heads_q) == 2400);
+static_assert(offsetof(BackwardParams, heads_kv) == 2404);
+static_assert(offsetof(BackwardParams, group) == 2408);
+static_assert(offsetof(BackwardParams, section_heads) == 2412);
+static_assert(offsetof(BackwardParams, heads_per_mask) == 2416);
+static_assert(offsetof(BackwardParams, mask_heads) == 2420);
+static_assert(offsetof(BackwardParams, mask_batch_step) == 2424);
+static_assert(offsetof(BackwardParams, heads_per_group) == 2428);
+static_assert(offsetof(BackwardParams, scale_log2) == 2444);
+static_assert(offsetof(BackwardParams, scale) == 2448);
+static_assert(offsetof(BackwardParams, reserved) == 2452);
+
+// fm3_bwd_finish: dQ = scale * sums, rounded once. Grid (2 * row_tiles, hq, b), 256 threads.
+struct BackwardFinishParams {
+    // From fm3_bwd_d128.
+    uint64_t dq_sums;
+    // Written: 16-bit [b, sq, hq, 128]; rows are multiples of 16 bytes apart.
+    uint64_t dq;
+    // From one sequence, row and head of dQ to the next, elements.
+    uint64_t dq_strides[3];
+    // Query heads, hq.
+    uint32_t heads_q;
+    // Query rows, sq.
+    uint32_t seq_q;
+    // Blocks of 64 rows, 2 * row_tiles.
+    uint32_t blocks;
+    // Softmax scale.
+    float scale;
+};
+static_assert(sizeof(BackwardFinishParams) == 56);
+static_assert(alignof(BackwardFinishParams) == 8);
+static_assert(offsetof(BackwardFinishParams, dq_sums) == 0);
+static_assert(offsetof(BackwardFinishParams, dq) == 8);
+static_assert(offsetof(BackwardFinishParams, dq_strides) == 16);
+static_assert(offsetof(BackwardFinishParams, heads_q) == 40);
+static_assert(offsetof(BackwardFinishParams, seq_q) == 44);
+static_assert(offsetof(BackwardFinishParams, blocks) == 48);
+static_assert(offsetof(BackwardFinishParams, scale) == 52);
 
 }  // namespace fm3

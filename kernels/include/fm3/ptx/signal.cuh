@@ -22,16 +22,27 @@ __device__ __forceinline__ uint64_t global_nanoseconds() {
     return now;
 }
 
+// Words that end a wait when they are not zero; null: no such word.
+struct StopWords {
+    const uint32_t* abort;    // may lie in the host's memory
+    const uint32_t* expired;  // somebody's wait outlasted the deadline
+
+    __device__ __forceinline__ bool set() const {
+        return (expired != nullptr && load_relaxed_system(expired) != 0) ||
+               (abort != nullptr && load_relaxed_system(abort) != 0);
+    }
+};
+
 struct SpinOutcome {
     bool reached;
-    bool expired;  // false with `reached` false: the abort word was set
+    bool expired;  // false with `reached` false: a stop word was set
     uint64_t seen;
     uint64_t waited_ns;
 };
 
-// Polls until `*word >= wanted`, `*abort` is set (0: no such word) or `deadline_ns` have passed (0: no deadline).
+// Polls until `*word >= wanted`, a stop word is set or `deadline_ns` have passed (0: no deadline).
 __device__ __forceinline__ SpinOutcome spin_until_at_least(
-    const uint64_t* word, uint64_t wanted, const uint32_t* abort, uint64_t deadline_ns) {
+    const uint64_t* word, uint64_t wanted, const StopWords& stop, uint64_t deadline_ns) {
     uint64_t seen = load_acquire_system(word);
     if (seen >= wanted) {
         return {true, false, seen, 0};
@@ -40,14 +51,13 @@ __device__ __forceinline__ SpinOutcome spin_until_at_least(
     for (uint32_t poll = 1;; ++poll) {
         __nanosleep(64);
         seen = load_acquire_system(word);
-        if (seen >= wanted) {
-            return {true, false, seen, global_nanoseconds() - start};
-        }
-        // The abort word may lie in the host's memory: it is read every 64th time only.
-        if (poll % 64 == 0 && abort != nullptr && load_relaxed_system(abort) != 0) {
-            return {false, false, seen, global_nanoseconds() - start};
-        }
         const uint64_t waited = global_nanoseconds() - start;
+        if (seen >= wanted) {
+            return {true, false, seen, waited};
+        }
+        if (poll % 64 == 0 && stop.set()) {
+            return {false, false, seen, waited};
+        }
         if (deadline_ns != 0 && waited > deadline_ns) {
             return {false, true, seen, waited};
         }

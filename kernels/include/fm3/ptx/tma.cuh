@@ -61,13 +61,32 @@ __device__ __forceinline__ void store_box(const TensorMap& map, uint32_t shared,
         : "memory");
 }
 
+__device__ __forceinline__ void store_box(const TensorMap& map, uint32_t shared, const Coordinates5& at) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),
+        "r"(shared), "r"(at.column), "r"(at.row), "r"(at.head), "r"(at.group), "r"(at.slab)
+        : "memory");
+}
+
+// Adds f32 values to global memory; size and both addresses are multiples of 16.
+__device__ __forceinline__ void add_floats(float* global, uint32_t shared, uint32_t bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
+                 "r"(shared), "r"(bytes)
+                 : "memory");
+}
+
 __device__ __forceinline__ void store_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Until this thread's stores have read their shared memory.
+// Until all but the newest `kNewest` groups of this thread's stores have read their shared memory.
+template <int kNewest>
+__device__ __forceinline__ void store_wait_read_all_but() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kNewest) : "memory");
+}
+
 __device__ __forceinline__ void store_wait_read() {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    store_wait_read_all_but<0>();
 }
 
 // Until this thread's stores are written.

@@ -1,0 +1,178 @@
+//! Backward attention on a Hopper: three launches a call.
+#![expect(unsafe_code, reason = "kernels are launched")]
+use bytemuck::Zeroable;
+use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
+
+use super::CudaError;
+use super::attention::{Attention, query_map};
+use super::backward_problem::BackwardProblem;
+use super::backward_views::{KeyGrads, LseView};
+use super::backward_workspace::{Addresses, BackwardWorkspace};
+use super::driver::Named;
+use super::kernels::Backward;
+use super::keys::Keys;
+use super::launch::{Grid, launch};
+use super::prepared::PreparedMask;
+use super::view::{DeviceView, DeviceViewMut, Tensor};
+use crate::Error;
+use crate::params::{BackwardFinishParams, BackwardParams, BackwardPrepareParams};
+
+const CALL: &str = "Attention::backward";
+
+/// One call: dQ, dK, dV of O = softmax(scale * Q K^T, where the mask lets it) V, all overwritten.
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardCall<'a> {
+    /// Q, [b, sq, hq, 128].
+    pub q: &'a DeviceView<'a>,
+    /// K and V, the type of Q; without signals.
+    pub keys: Keys<'a>,
+    /// O of the forward pass, the type and extents of Q.
+    pub o: &'a DeviceView<'a>,
+    /// dO, the type and extents of Q.
+    pub dout: &'a DeviceView<'a>,
+    /// LSE of the forward pass, [b, hq, sq].
+    pub lse: &'a LseView<'a>,
+    /// dQ, the type and extents of Q; fully masked rows are 0.
+    pub dq: &'a DeviceViewMut<'a>,
+    /// dK and dV, the type and extents of the keys; rows that nobody sees are 0.
+    pub grads: KeyGrads<'a>,
+    /// Who sees whom, prepared for the same key segments.
+    pub mask: &'a PreparedMask,
+    /// Factor of Q K^T before softmax, above 0: that of the forward pass.
+    pub scale: f32,
+    /// The rest.
+    pub options: BackwardOptions,
+}
+
+/// What a call may leave as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackwardOptions {
+    /// KV heads whose tiles run side by side; none: as many as have 40 MiB of Q, dO and dQ.
+    pub section_heads: Option<usize>,
+    /// Multiprocessors that are left to others.
+    pub margin: usize,
+}
+
+impl Attention {
+    /// Enqueues one backward pass on `stream`, which `workspace` must be of.
+    ///
+    /// Nothing is allocated, nothing synchronises, nothing is kept from call to call. dK and dV of equal calls have
+    /// equal bits; dQ is summed in f32 in any order. Calls can be captured into a graph, if the context does not track
+    /// events.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`CudaError::NoKernels`] when the backward kernels are not there;
+    /// [`CudaError::Workspace`] when the problem does not fit; [`CudaError::Value`] for keys with signals, and for
+    /// segments whose gradients would lie on each other.
+    pub fn backward(
+        &self,
+        stream: &CudaStream,
+        call: &BackwardCall<'_>,
+        workspace: &mut BackwardWorkspace,
+    ) -> Result<(), Error> {
+        if workspace.stream().as_ref() != stream {
+            return Err(CudaError::Stream { call: CALL, tensor: "workspace" }.into());
+        }
+        let kernels = self.kernels().backward(CALL, call.q.tensor.dtype)?;
+        let checked = BackwardProblem::check(CALL, stream, call)?;
+        let scratch = workspace.addresses(CALL, checked.problem.dims)?;
+        let mut params = BackwardParams::zeroed();
+        checked.describe(&mut params, call)?;
+        let _records = point_to_tables(&mut params, stream, call, scratch);
+        params.q = query_map(call.q.tensor)?;
+        params.dout = query_map(call.dout.tensor)?;
+        checked.key_maps(&mut params)?;
+        let blocks = self.blocks(CALL, call.options.margin)?.min(params.tiles);
+        // What waits for events could not say is said here.
+        stream.context().bind_to_thread().named("cuCtxSetCurrent")?;
+        enqueue(stream, kernels, call, &params, blocks)
+    }
+}
+
+/// The three launches of a call whose parts were all checked.
+fn enqueue(
+    stream: &CudaStream,
+    kernels: &Backward,
+    call: &BackwardCall<'_>,
+    params: &BackwardParams,
+    blocks: u32,
+) -> Result<(), Error> {
+    let (heads, batch) = (params.heads_q, params.tiles / (params.heads_kv * params.key_tiles));
+    let prepare = prepare_params(call, params);
+    let grid = Grid { blocks: [prepare.rows_padded / 8, heads, batch], threads: 256, smem: 0 };
+    // SAFETY: tensors are in the bounds that their views were checked for or that their owner promised, and fit the
+    // sizes; the workspace is this stream's and has room for them. Views and records hold all of it until the last
+    // launch is enqueued, and order frees and other uses behind it.
+    unsafe { launch("fm3_bwd_prepare", &kernels.prepare, stream, grid, &prepare)? };
+    let grid = Grid { blocks: [blocks, 1, 1], threads: 384, smem: kernels.smem };
+    // SAFETY: as above; the tables are of the same mask and segments, and rows and sums were written by the kernel
+    // before it on the stream.
+    unsafe { launch("fm3_bwd_d128", &kernels.gradients, stream, grid, params)? };
+    let finish = finish_params(call, params);
+    let grid = Grid { blocks: [finish.blocks, heads, batch], threads: 256, smem: 0 };
+    // SAFETY: as above; the sums are complete when the kernel before it is.
+    unsafe { launch("fm3_bwd_finish", &kernels.finish, stream, grid, &finish) }
+}
+
+fn prepare_params(call: &BackwardCall<'_>, params: &BackwardParams) -> BackwardPrepareParams {
+    BackwardPrepareParams {
+        o: call.o.tensor.address,
+        dout: call.dout.tensor.address,
+        lse: call.lse.address,
+        lse2: params.lse2,
+        delta: params.delta,
+        dq_sums: params.dq_sums,
+        o_strides: strides(call.o.tensor),
+        dout_strides: strides(call.dout.tensor),
+        heads_q: params.heads_q,
+        seq_q: params.seq_q,
+        rows_padded: params.row_tiles * 128,
+        reserved: 0,
+    }
+}
+
+fn finish_params(call: &BackwardCall<'_>, params: &BackwardParams) -> BackwardFinishParams {
+    BackwardFinishParams {
+        dq_sums: params.dq_sums,
+        dq: call.dq.tensor.address,
+        dq_strides: strides(call.dq.tensor),
+        heads_q: params.heads_q,
+        seq_q: params.seq_q,
+        blocks: 2 * params.row_tiles,
+        scale: params.scale,
+    }
+}
+
+/// Batch, row, head.
+fn strides(tensor: Tensor) -> [u64; 3] {
+    let strides = tensor.strides;
+    [strides.batch, strides.seq, strides.heads].map(|stride| stride as u64)
+}
+
+/// Addresses in memory that is not the caller's tensors. The records are dropped behind the launches.
+fn point_to_tables<'a>(
+    params: &mut BackwardParams,
+    stream: &'a CudaStream,
+    call: &BackwardCall<'a>,
+    scratch: Addresses,
+) -> [Option<SyncOnDrop<'a>>; 2] {
+    let (base, mask) = call.mask.address(stream);
+    let arena = call.mask.arena();
+    let address = |word: usize| base + 4 * word as u64;
+    params.bands = address(arena.bands.start);
+    params.counts_t = address(arena.by_keys.counts.start);
+    params.entries_t = address(arena.by_keys.entries.start);
+    params.ranked_t = address(arena.by_keys.ranked.start);
+    params.places = address(arena.places.start);
+    params.claims = scratch.claims;
+    params.lse2 = scratch.lse2;
+    params.delta = scratch.delta;
+    params.dq_sums = scratch.dq_sums;
+    let Keys::Segments { table, .. } = call.keys else {
+        params.segments = scratch.segment;
+        return [Some(mask), None];
+    };
+    let (segments, record) = table.device().device_ptr(stream);
+    params.segments = segments;
+    [Some(mask), Some(record)]
+}

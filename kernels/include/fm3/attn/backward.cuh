@@ -1,0 +1,42 @@
+// Attention backward for Hopper: one producer warp, one warp that adds dQ, two consumer warpgroups.
+// Shah et al., "FlashAttention-3"; Dao, "FlashAttention-2", algorithm 2.
+#pragma once
+#include <cstdint>
+
+#include "fm3/attn/backward_consumer.cuh"
+#include "fm3/attn/backward_layout.cuh"
+#include "fm3/attn/backward_producer.cuh"
+
+namespace fm3::backward {
+
+constexpr int kThreads = 128 * (1 + kConsumers);
+// 56 + 2 * 224 = 504 = 3 * 168, which is what a thread has at the start.
+constexpr int kProducerRegisters = 56;
+constexpr int kConsumerRegisters = 224;
+
+template <typename Element>
+__device__ __forceinline__ void run(const BackwardParams& p) {
+    extern __shared__ __align__(1024) unsigned char bytes[];
+    const uint32_t shared = shared_address(bytes);
+    const Barriers barriers = {shared + offset::kBarriers};
+    if (threadIdx.x == 0) {
+        if ((shared & 1023) != 0) __trap();
+        barriers.init();
+    }
+    __syncthreads();
+    const uint32_t group = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 128, 0);
+    if (group == 0) {
+        lower_registers<kProducerRegisters>();
+        if (threadIdx.x < 32) {
+            produce(p, shared);
+        } else if (threadIdx.x < 64) {
+            add_query_grads(p, shared);
+        }
+    } else {
+        raise_registers<kConsumerRegisters>();
+        Consumer<Element> consumer = {p, shared, barriers, group - 1, threadIdx.x % 128, {0, 0}, {0, 0}};
+        consumer.run();
+    }
+}
+
+}  // namespace fm3::backward

@@ -1,0 +1,80 @@
+// The small passes around the backward kernel: what it needs of each row, and dQ from its sums.
+#pragma once
+#include <cstdint>
+
+#include "fm3/attn/backward_layout.cuh"
+#include "fm3/ptx/wgmma.cuh"
+
+namespace fm3::backward {
+
+constexpr int kPassThreads = 256;
+
+// Element offset of the first of a row's head dim; strides are of batch, row, head.
+__device__ __forceinline__ uint64_t row_offset(const uint64_t (&strides)[3], uint32_t row) {
+    return blockIdx.z * strides[0] + row * strides[1] + blockIdx.y * strides[2];
+}
+
+// One warp per row, four elements per lane: delta = sum of dO O, LSE in units of log2, and zeroes in the sums of dQ.
+// +inf instead of LSE makes P zero: for rows that see nothing, and for rows past the end.
+template <typename Element>
+__device__ __forceinline__ void prepare(const BackwardPrepareParams& p) {
+    constexpr float kLog2E = 1.4426950408889634f;
+    const uint32_t row = blockIdx.x * (kPassThreads / 32) + threadIdx.x / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    if (row >= p.rows_padded) {
+        return;
+    }
+    const uint64_t head = static_cast<uint64_t>(blockIdx.z) * p.heads_q + blockIdx.y;
+    float delta = 0.0f, lse2 = INFINITY;
+    if (row < p.seq_q) {
+        const float lse = reinterpret_cast<const float*>(p.lse)[head * p.seq_q + row];
+        if (lse != -INFINITY) {
+            const uint64_t o_at = row_offset(p.o_strides, row), dout_at = row_offset(p.dout_strides, row);
+            const uint2 o = reinterpret_cast<const uint2*>(reinterpret_cast<const uint16_t*>(p.o) + o_at)[lane];
+            const uint2 dout = reinterpret_cast<const uint2*>(reinterpret_cast<const uint16_t*>(p.dout) + dout_at)[lane];
+            const float2 o0 = unpack<Element>(o.x), o1 = unpack<Element>(o.y);
+            const float2 d0 = unpack<Element>(dout.x), d1 = unpack<Element>(dout.y);
+            delta = o0.x * d0.x + o0.y * d0.y + o1.x * d1.x + o1.y * d1.y;
+            lse2 = lse * kLog2E;
+        }
+    }
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        delta += __shfl_xor_sync(0xFFFFFFFFu, delta, distance);
+    }
+    const uint64_t at = head * p.rows_padded + row;
+    if (lane == 0) {
+        reinterpret_cast<float*>(p.lse2)[at] = lse2;
+        reinterpret_cast<float*>(p.delta)[at] = delta;
+    }
+    // The sums of 64 rows lie together; which of them a warp zeroes does not matter.
+    reinterpret_cast<float4*>(p.dq_sums)[at * (kHeadDim / 4) + lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+// 64 rows of one head: the sums lie in the order of the consumers' registers, [warpgroup][8 columns][thread][4].
+template <typename Element>
+__device__ __forceinline__ void finish(const BackwardFinishParams& p) {
+    constexpr int kPairs = kHeadDim / 2;
+    __shared__ __align__(16) uint32_t rows[kStepRows][kPairs + 4];  // padded against bank conflicts
+    const uint64_t block = (static_cast<uint64_t>(blockIdx.z) * p.heads_q + blockIdx.y) * p.blocks + blockIdx.x;
+    const float4* sums = reinterpret_cast<const float4*>(p.dq_sums) + block * (kStepRows * kHeadDim / 4);
+    for (uint32_t i = threadIdx.x; i < kStepRows * kHeadDim / 4; i += kPassThreads) {
+        const float4 sum = sums[i];
+        const uint32_t warpgroup = i / 1024, eight = i / 128 % 8, thread = i % 128;
+        const uint32_t row = thread / 32 * 16 + thread % 32 / 4;
+        const uint32_t pair = warpgroup * 32 + eight * 4 + thread % 4;
+        rows[row][pair] = pack<Element>(sum.x * p.scale, sum.y * p.scale);
+        rows[row + 8][pair] = pack<Element>(sum.z * p.scale, sum.w * p.scale);
+    }
+    __syncthreads();
+    constexpr int kUnits = kHeadDim / 8;  // of 16 bytes
+    for (uint32_t i = threadIdx.x; i < kStepRows * kUnits; i += kPassThreads) {
+        const uint32_t row = blockIdx.x * kStepRows + i / kUnits;
+        if (row < p.seq_q) {
+            uint16_t* to = reinterpret_cast<uint16_t*>(p.dq) + row_offset(p.dq_strides, row);
+            reinterpret_cast<uint4*>(to)[i % kUnits] = reinterpret_cast<const uint4*>(rows[i / kUnits])[i % kUnits];
+        }
+    }
+}
+
+}  // namespace fm3::backward

@@ -1,0 +1,185 @@
+//! The table of the forward: shapes, masks, who is beside us, what we want.
+use fm3_kernels::shape::Dims;
+use serde::Serialize;
+
+use super::masks::Mask;
+
+/// One line.
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    pub name: String,
+    pub dims: Dims,
+    pub mask: Mask,
+    pub peer: Option<Rival>,
+    /// Less than this is not good enough.
+    pub floor: Target,
+    /// What to reach.
+    pub goal: Target,
+}
+
+/// Whose figure stands beside ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum Rival {
+    /// cuDNN through PyTorch's scaled_dot_product_attention: no mask or causal.
+    #[serde(rename = "cudnn")]
+    Cudnn { causal: bool },
+    /// PyTorch's FlexAttention, causal over documents.
+    #[serde(rename = "flex")]
+    Flex,
+}
+
+/// What a rate must reach; all parts that are given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Target {
+    /// TFLOP/s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tflops: Option<f64>,
+    /// Times the peer's rate in the same run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+}
+
+impl Target {
+    const NONE: Self = Self { tflops: None, ratio: None };
+
+    const fn rate(tflops: f64) -> Self {
+        Self { tflops: Some(tflops), ratio: None }
+    }
+
+    const fn times(ratio: f64) -> Self {
+        Self { tflops: None, ratio: Some(ratio) }
+    }
+
+    /// Whether a rate is enough; none when nothing is asked for, or the peer was not measured.
+    pub(super) fn reached(self, tflops: f64, peer: Option<f64>) -> Option<bool> {
+        let rate = self.tflops.map(|wanted| Some(tflops >= wanted));
+        let ratio = self.ratio.map(|wanted| peer.map(|peer| tflops >= wanted * peer));
+        match (rate, ratio) {
+            (None, None) => None,
+            (Some(one), None) | (None, Some(one)) => one,
+            (Some(rate), Some(ratio)) => Some(rate? && ratio?),
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ratio = self.ratio.map(|ratio| format!("{ratio:.2} x"));
+        let parts: Vec<String> =
+            self.tflops.map(|rate| format!("{rate:.0}")).into_iter().chain(ratio).collect();
+        f.write_str(if parts.is_empty() { "-" } else { "" })?;
+        f.write_str(&parts.join(", "))
+    }
+}
+
+/// All lines.
+pub(super) fn all() -> Vec<Case> {
+    let mut cases = against_cudnn();
+    cases.extend(masked());
+    cases.extend(shares());
+    let mut flex = case("causal-document", [1, 32768, 32768], [16, 16], named("causal-document"));
+    (flex.peer, flex.floor, flex.goal) = (Some(Rival::Flex), Target::times(1.7), Target::times(2.0));
+    cases.push(flex);
+    cases
+}
+
+/// Full and causal at training shapes; causal at the shapes of NVIDIA's published H200 figures.
+fn against_cudnn() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, causal, floor, goal) in [("full", false, 1.0, 1.07), ("causal", true, 1.08, 1.16)] {
+        for ([batch, seq], heads) in [([2, 8192], [16, 16]), ([1, 32768], [32, 8])] {
+            let mut one = case(name, [batch, seq, seq], heads, named(name));
+            (one.peer, one.floor, one.goal) =
+                (Some(Rival::Cudnn { causal }), Target::times(floor), Target::times(goal));
+            if !causal && seq == 8192 {
+                one.goal.tflops = Some(710.0);
+            }
+            cases.push(one);
+        }
+    }
+    for (seq, goal) in [(2048, 484.0), (4096, 591.0), (8192, 644.0), (16384, 673.0), (32768, 688.0)] {
+        let mut one = case("causal", [1, seq, seq], [64, 8], named("causal"));
+        (one.peer, one.floor, one.goal) =
+            (Some(Rival::Cudnn { causal: true }), Target::times(1.0), Target::rate(goal));
+        cases.push(one);
+    }
+    cases
+}
+
+/// Masks over packed documents; the floors are the original's rates.
+fn masked() -> Vec<Case> {
+    let lines = [
+        ("causal-document", "causal-document", 545.0, 610.0),
+        ("sliding 4096", "sliding-window:window=4096", 634.0, 690.0),
+        ("document", "document", 589.0, 650.0),
+        ("share-question", "share-question", 589.0, 650.0),
+        ("prefix-lm-document", "prefix-lm-document", 540.0, 600.0),
+        ("global-sliding", "global-sliding-window:global=16,left=2048,right=2048", 499.0, 560.0),
+        ("causal-blockwise", "causal-blockwise", 523.0, 590.0),
+    ];
+    lines
+        .map(|(name, mask, floor, goal)| {
+            let mut one = case(name, [1, 32768, 32768], [32, 8], named(mask));
+            (one.floor, one.goal) = (Target::rate(floor), Target::rate(goal));
+            one
+        })
+        .to_vec()
+}
+
+/// Rank 0 of 2, causal, two chunks a rank: keys in two segments.
+fn shares() -> Vec<Case> {
+    let lines = [(8192, 660.0), (32768, 685.0), (65536, 670.0)];
+    lines
+        .map(|(rows, goal)| {
+            let mut one = case("rank 0 of 2, causal", [1, rows, 2 * rows], [16, 16], Mask::CausalShare);
+            (one.floor, one.goal) = (Target::rate(630.0), Target::rate(goal));
+            one
+        })
+        .to_vec()
+}
+
+/// A line without a peer and without targets.
+pub(super) fn case(name: &str, sizes: [usize; 3], heads: [usize; 2], mask: Mask) -> Case {
+    let ([batch, seq_q, seq_k], [heads_q, heads_kv]) = (sizes, heads);
+    let rows = if seq_q == seq_k { seq_q.to_string() } else { format!("{seq_q}:{seq_k}") };
+    Case {
+        name: format!("{name} {batch}x{rows} {heads_q}/{heads_kv}"),
+        dims: Dims { batch, heads_q, heads_kv, seq_q, seq_k, head_dim: 128 },
+        mask,
+        peer: None,
+        floor: Target::NONE,
+        goal: Target::NONE,
+    }
+}
+
+pub(super) fn named(name: &str) -> Mask {
+    Mask::Named(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_has_a_name_of_its_own_and_a_shape_that_exists() {
+        let cases = all();
+        assert_eq!(cases.len(), 4 + 5 + 7 + 3 + 1);
+        for (index, case) in cases.iter().enumerate() {
+            assert!(fm3_kernels::Shape::new(case.dims).is_ok());
+            let twins = cases[..index].iter().filter(|other| other.name == case.name);
+            assert_eq!(twins.count(), 0, "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn a_target_needs_all_that_it_names() {
+        let both = Target { tflops: Some(700.0), ratio: Some(1.1) };
+        assert_eq!(both.reached(710.0, Some(600.0)), Some(true));
+        assert_eq!(both.reached(690.0, Some(600.0)), Some(false));
+        assert_eq!(both.reached(710.0, Some(690.0)), Some(false));
+        assert_eq!(both.reached(710.0, None), None);
+        assert_eq!(Target::rate(5.0).reached(6.0, None), Some(true));
+        assert_eq!(Target::NONE.reached(6.0, Some(1.0)), None);
+        assert_eq!([both.to_string(), Target::NONE.to_string()], ["700, 1.10 x", "-"]);
+    }
+}
