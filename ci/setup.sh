@@ -13,6 +13,12 @@ for component in rustfmt clippy; do
         rustup component add "$component"
     fi
 done
+# build-kernels brings its own nvcc through pip where there is none.
+if ! command -v nvcc > /dev/null && ! python3 -m pip --version > /dev/null 2>&1; then
+    echo "neither nvcc nor python3 with pip: trying the system's packages" >&2
+    apt-get install --yes --no-install-recommends python3-pip >&2 ||
+        echo "install python3 with pip, or set CUDA_HOME to a CUDA toolkit 13.x" >&2
+fi
 cargo --version
 cargo fmt --version
 cargo clippy --version
