@@ -3,25 +3,17 @@
 #![allow(unsafe_code, reason = "packed gradients overlap, as no safe view may")]
 mod gpu_common;
 
-use fm3_kernels::mask::{MaskDims, MaskSpec};
-use fm3_kernels::{Dims, FlashMask};
+use fm3_kernels::mask::MaskDims;
+use fm3_kernels::FlashMask;
 use gpu_common::backward::{Workspaces, run_both};
 use gpu_common::case::Segmented;
 use gpu_common::gradients::check_gradients;
 use gpu_common::keys::Half;
-use gpu_common::{Case, Data, Gpu, Layout, Suite, masks};
+use gpu_common::problems::{columns, dims, shared};
+use gpu_common::{Case, Data, Gpu, Layout, Suite, masks, problems};
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-fn dims(batch: usize, heads: [usize; 2], lengths: [usize; 2]) -> Dims {
-    let ([heads_q, heads_kv], [seq_q, seq_k]) = (heads, lengths);
-    Dims { batch, heads_q, heads_kv, seq_q, seq_k, head_dim: 128 }
-}
-
-fn shared(dims: Dims) -> MaskDims {
-    MaskDims { batch: 1, heads: 1, seq_q: dims.seq_q, seq_k: dims.seq_k }
-}
 
 /// bf16 and f16 in turn, all cases with one workspace that held NaN.
 struct Runner {
@@ -91,44 +83,15 @@ fn ratios_batches_and_layouts() {
 #[test]
 fn every_named_mask() {
     let Some(mut runner) = Runner::new("named") else { return };
-    for (seed, name) in (0..).zip(MaskSpec::NAMES) {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        for (seq, longest) in [(129, 40), (300, 3), (640, 300)] {
-            for heads in [1, 2, 4] {
-                let dims = dims(2, [4, 2], [seq, seq]);
-                let mask_dims = MaskDims { batch: 2, heads, seq_q: seq, seq_k: seq };
-                runner.run(&Case::new(name, dims, masks::named(name, mask_dims, longest, &mut rng), seed));
-            }
-        }
-    }
+    problems::named([(129, 40), (300, 3), (640, 300)]).iter().for_each(|case| runner.run(case));
 }
 
 #[test]
 fn random_raw_masks() {
     let Some(mut runner) = Runner::new("raw") else { return };
-    for seed in 0..120 {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut pick = |of: &[usize]| of[rng.random_range(0..of.len())];
-        let lengths = [pick(&[1, 65, 128, 200, 383, 640]), pick(&[3, 127, 130, 256, 390, 700])];
-        let (batch, kv, group) = (pick(&[1, 1, 2, 3]), pick(&[1, 2]), pick(&[1, 2, 3, 4]));
-        let dims = dims(batch, [kv * group, kv], lengths);
-        let divisors: Vec<usize> = (1..=kv * group).filter(|h| (kv * group).is_multiple_of(*h)).collect();
-        let (mask_batch, heads) = (pick(&[1, batch]), pick(&divisors));
-        let mask_dims = MaskDims { batch: mask_batch, heads, ..shared(dims) };
-        let margin = pick(&[0, 0, 100, 131]);
-        let mask = masks::raw(mask_dims, &mut rng);
-        runner.run(&Case { margin, ..Case::new("raw", dims, mask, seed) });
-    }
+    (0..120).map(problems::raw).for_each(|case| runner.run(&case));
 }
 
-/// Bounds of all columns from one function of the column.
-fn columns<const N: usize>(dims: Dims, of: impl Fn(i32) -> [i32; N]) -> FlashMask {
-    let bounds = (0..i32::try_from(dims.seq_k).unwrap()).flat_map(of).collect();
-    let columns = fm3_kernels::mask::Columns::from_count(N).unwrap();
-    FlashMask::new(shared(dims), columns, N == 1, bounds).unwrap()
-}
-
-/// Rows that see nothing and columns that nobody sees, in tiles of every class: their gradients are exactly 0.
 #[test]
 fn rows_and_columns_without_a_pair() {
     let Some(mut runner) = Runner::new("limits") else { return };

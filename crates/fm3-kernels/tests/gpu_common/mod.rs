@@ -7,6 +7,7 @@ pub mod device;
 pub mod gradients;
 pub mod keys;
 pub mod masks;
+pub mod problems;
 pub mod suite;
 
 pub use case::{Case, Data, Layout};
