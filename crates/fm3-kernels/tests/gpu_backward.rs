@@ -3,8 +3,8 @@
 #![allow(unsafe_code, reason = "packed gradients overlap, as no safe view may")]
 mod gpu_common;
 
-use fm3_kernels::mask::MaskDims;
 use fm3_kernels::FlashMask;
+use fm3_kernels::mask::MaskDims;
 use gpu_common::backward::{Workspaces, run_both};
 use gpu_common::case::Segmented;
 use gpu_common::gradients::check_gradients;
