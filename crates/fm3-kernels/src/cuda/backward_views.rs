@@ -79,10 +79,7 @@ impl<'a> KeyViewMut<'a> {
         extents: KeyExtents,
         strides: KeyStrides,
     ) -> Result<Self, Error> {
-        let needed = extents.reach(strides)?;
-        if needed > slice.len() {
-            return Err(Error::ViewBounds { needed, len: slice.len() });
-        }
+        extents.check_within(slice.len(), strides)?;
         let (address, record) = slice.device_ptr_mut(stream);
         let tensor = KeyTensor::new(address, T::DTYPE, extents, strides)?;
         Ok(Self { tensor, order: Order::of(stream, record) })

@@ -188,10 +188,7 @@ impl<'a> KeyView<'a> {
         extents: KeyExtents,
         strides: KeyStrides,
     ) -> Result<Self, Error> {
-        let needed = extents.reach(strides)?;
-        if needed > slice.len() {
-            return Err(Error::ViewBounds { needed, len: slice.len() });
-        }
+        extents.check_within(slice.len(), strides)?;
         let (address, record) = slice.device_ptr(stream);
         let tensor = KeyTensor::new(address, T::DTYPE, extents, strides)?;
         Ok(Self { tensor, order: Order::of(stream, record) })
@@ -282,8 +279,17 @@ impl From<Tensor> for KeyTensor {
 }
 
 impl KeyExtents {
+    /// Refuses what reaches past `len` elements.
+    pub(super) fn check_within(self, len: usize, strides: KeyStrides) -> Result<(), Error> {
+        let needed = self.reach(strides)?;
+        if needed > len {
+            return Err(Error::ViewBounds { needed, len });
+        }
+        Ok(())
+    }
+
     /// Elements from the first to one past the last.
-    pub(super) fn reach(self, strides: KeyStrides) -> Result<usize, Error> {
+    fn reach(self, strides: KeyStrides) -> Result<usize, Error> {
         let axes = [
             ("rows", self.rows, strides.rows),
             ("heads_per_group", self.heads_per_group, strides.heads),

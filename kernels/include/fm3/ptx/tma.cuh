@@ -8,7 +8,6 @@ namespace fm3 {
 
 // How long L2 keeps what a copy reads, as the 64-bit policies that CUTLASS's TMA::CacheHintSm90 lists.
 enum class Keep : uint64_t {
-    kNormal = 0x1000000000000000ull,
     kShort = 0x12F0000000000000ull,
     kLong = 0x14F0000000000000ull,
 };

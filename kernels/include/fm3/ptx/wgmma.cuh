@@ -86,13 +86,13 @@ __device__ __forceinline__ void pin(uint32_t (&registers)[kCount]) {
     "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
     "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
 
-// D (+)= A B with both operands in shared memory, each contracted over its contiguous dim or over its rows (A_ROWS,
-// B_ROWS 1). `accumulate` 0 drops D. SA, SB, SP: numbers of the operands that follow D.
-#define FM3_WGMMA_SHARED(TYPE, COLUMNS, A_ROWS, B_ROWS, SA, SB, SP)                                                   \
+// D (+)= A B with both operands in shared memory. A is contracted over its contiguous dim; B too, or over its rows
+// (ROWS 1). `accumulate` 0 drops D. SA, SB, SP: numbers of the operands that follow D.
+#define FM3_WGMMA_SHARED(TYPE, COLUMNS, ROWS, SA, SB, SP)                                                   \
     asm volatile(                                                                                           \
         "{\n.reg .pred p;\nsetp.ne.b32 p, " SP ", 0;\n"                                                     \
         "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." TYPE "." TYPE                               \
-        " {" FM3_ACCUMULATORS_##COLUMNS "}, " SA ", " SB ", p, 1, 1, " #A_ROWS ", " #B_ROWS ";\n}"                       \
+        " {" FM3_ACCUMULATORS_##COLUMNS "}, " SA ", " SB ", p, 1, 1, 0, " #ROWS ";\n}"                       \
         : FM3_OPERANDS_##COLUMNS(d)                                                                         \
         : "l"(a), "l"(b), "r"(accumulate))
 
@@ -112,19 +112,9 @@ constexpr bool kIsBf16 = std::is_same_v<Element, __nv_bfloat16>;
 template <typename Element>
 __device__ __forceinline__ void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
     if constexpr (kIsBf16<Element>) {
-        FM3_WGMMA_SHARED("bf16", 128, 0, 0, "%64", "%65", "%66");
+        FM3_WGMMA_SHARED("bf16", 128, 0, "%64", "%65", "%66");
     } else {
-        FM3_WGMMA_SHARED("f16", 128, 0, 0, "%64", "%65", "%66");
-    }
-}
-
-// 64 x 128, both operands contracted over their rows.
-template <typename Element>
-__device__ __forceinline__ void wgmma_shared_rows_rows(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
-    if constexpr (kIsBf16<Element>) {
-        FM3_WGMMA_SHARED("bf16", 128, 1, 1, "%64", "%65", "%66");
-    } else {
-        FM3_WGMMA_SHARED("f16", 128, 1, 1, "%64", "%65", "%66");
+        FM3_WGMMA_SHARED("f16", 128, 0, "%64", "%65", "%66");
     }
 }
 
@@ -132,9 +122,9 @@ __device__ __forceinline__ void wgmma_shared_rows_rows(float (&d)[64], uint64_t 
 template <typename Element>
 __device__ __forceinline__ void wgmma_shared(float (&d)[32], uint64_t a, uint64_t b, int accumulate) {
     if constexpr (kIsBf16<Element>) {
-        FM3_WGMMA_SHARED("bf16", 64, 0, 0, "%32", "%33", "%34");
+        FM3_WGMMA_SHARED("bf16", 64, 0, "%32", "%33", "%34");
     } else {
-        FM3_WGMMA_SHARED("f16", 64, 0, 0, "%32", "%33", "%34");
+        FM3_WGMMA_SHARED("f16", 64, 0, "%32", "%33", "%34");
     }
 }
 
@@ -142,9 +132,9 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[32], uint64_t a, uint64_
 template <typename Element>
 __device__ __forceinline__ void wgmma_shared_rows(float (&d)[32], uint64_t a, uint64_t b, int accumulate) {
     if constexpr (kIsBf16<Element>) {
-        FM3_WGMMA_SHARED("bf16", 64, 0, 1, "%32", "%33", "%34");
+        FM3_WGMMA_SHARED("bf16", 64, 1, "%32", "%33", "%34");
     } else {
-        FM3_WGMMA_SHARED("f16", 64, 0, 1, "%32", "%33", "%34");
+        FM3_WGMMA_SHARED("f16", 64, 1, "%32", "%33", "%34");
     }
 }
 
