@@ -43,24 +43,35 @@ def answer(request):
     if request["work"] != "causal-document":
         raise ValueError(f"no such work: {request['work']}")
     dtype, batch, seq, dim = DTYPES[request["dtype"]], request["batch"], request["seq_q"], request["head_dim"]
-    # [b, s, h, d] in memory, [b, h, s, d] as PyTorch names it.
-    tensor = lambda heads: torch.randn(batch, seq, heads, dim, device="cuda", dtype=dtype).transpose(1, 2)
+    backward = request["pass"] == "backward"
+
+    def tensor(heads):
+        """[b, s, h, d] in memory, [b, h, s, d] as PyTorch names it."""
+        dense = torch.randn(batch, seq, heads, dim, device="cuda", dtype=dtype)
+        return dense.transpose(1, 2).requires_grad_(backward)
+
     q = tensor(request["heads_q"])
     k, v = (tensor(request["heads_kv"]) for _ in range(2))
     mask = block_mask(request["documents"], seq)
     grouped = request["heads_q"] != request["heads_kv"]
-    ms = timed(lambda: compiled(q, k, v, block_mask=mask, enable_gqa=grouped), request)
+    launch = lambda: compiled(q, k, v, block_mask=mask, enable_gqa=grouped)
+    if backward:
+        out = launch()
+        dout = torch.randn_like(out)
+        launch = lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+    ms = timed(launch, request)
     return {"name": f"FlexAttention (PyTorch {torch.__version__})", "ms": ms}
 
 
 def main():
-    with torch.no_grad():
-        for line in sys.stdin:
-            try:
-                reply = answer(json.loads(line))
-            except Exception as error:  # The benchmark prints it and goes on.
-                reply = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps(reply), flush=True)
+    for line in sys.stdin:
+        try:
+            request = json.loads(line)
+            with torch.set_grad_enabled(request.get("pass") == "backward"):
+                reply = answer(request)
+        except Exception as error:  # The benchmark prints it and goes on.
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

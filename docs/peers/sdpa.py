@@ -43,7 +43,8 @@ def matmul(request, dtype):
 def cudnn(request, dtype):
     batch, dim = request["batch"], request["head_dim"]
     # [b, s, h, d] in memory, [b, h, s, d] as PyTorch names it.
-    tensor = lambda seq, heads: random(dtype, batch, seq, heads, dim).transpose(1, 2)
+    backward = request["pass"] == "backward"
+    tensor = lambda seq, heads: random(dtype, batch, seq, heads, dim).transpose(1, 2).requires_grad_(backward)
     q = tensor(request["seq_q"], request["heads_q"])
     k, v = (tensor(request["seq_k"], request["heads_kv"]) for _ in range(2))
     grouped = request["heads_q"] != request["heads_kv"]
@@ -60,9 +61,13 @@ def cudnn(request, dtype):
                 raise
             # A build whose cuDNN path takes no groups: give it every query head its own keys.
             repeats = request["heads_q"] // request["heads_kv"]
-            k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
+            k, v = (x.repeat_interleave(repeats, dim=1).detach().requires_grad_(backward) for x in (k, v))
             grouped, name = False, name + ", K and V repeated"
-        return name, timed(launch, request)
+        if not backward:
+            return name, timed(launch, request)
+        out = launch()
+        dout = torch.randn_like(out)
+        return name, timed(lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True), request)
 
 
 def answer(request):
@@ -72,13 +77,14 @@ def answer(request):
 
 
 def main():
-    with torch.no_grad():
-        for line in sys.stdin:
-            try:
-                reply = answer(json.loads(line))
-            except Exception as error:  # The benchmark prints it and goes on.
-                reply = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps(reply), flush=True)
+    for line in sys.stdin:
+        try:
+            request = json.loads(line)
+            with torch.set_grad_enabled(request.get("pass") == "backward"):
+                reply = answer(request)
+        except Exception as error:  # The benchmark prints it and goes on.
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

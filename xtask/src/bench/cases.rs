@@ -1,13 +1,33 @@
-//! The table of the forward: shapes, masks, who is beside us, what we want.
+//! The tables of both passes: shapes, masks, who is beside us, what we want.
 use fm3_kernels::shape::Dims;
 use serde::Serialize;
 
 use super::masks::Mask;
 
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Pass {
+    Forward,
+    /// With its first and last steps: delta, the zeroing and conversion of dQ.
+    Backward,
+}
+
+impl Pass {
+    /// Operations for each visible pair and element of a head: 2 products of 2, or 5.
+    pub(super) const fn operations(self) -> f64 {
+        match self {
+            Pass::Forward => 4.0,
+            Pass::Backward => 10.0,
+        }
+    }
+}
+
 /// One line.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub name: String,
+    pub pass: Pass,
     pub dims: Dims,
     pub mask: Mask,
     pub peer: Option<Rival>,
@@ -72,13 +92,17 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// All lines.
-pub(super) fn all() -> Vec<Case> {
-    let mut cases = against_cudnn();
-    cases.extend(masked());
-    cases.extend(shares());
-    let mut flex = case("causal-document", [1, 32768, 32768], [16, 16], named("causal-document"));
-    (flex.peer, flex.floor, flex.goal) = (Some(Rival::Flex), Target::times(1.7), Target::times(2.0));
+/// All lines of a pass.
+pub(super) fn all(pass: Pass) -> Vec<Case> {
+    let mut cases = match pass {
+        Pass::Forward => against_cudnn(),
+        Pass::Backward => backward_against_cudnn(),
+    };
+    cases.extend(masked(pass));
+    cases.extend(shares(pass));
+    let mut flex = case(pass, "causal-document", [1, 32768, 32768], [16, 16], named("causal-document"));
+    let [floor, goal] = if pass == Pass::Forward { [1.7, 2.0] } else { [1.6, 1.8] };
+    (flex.peer, flex.floor, flex.goal) = (Some(Rival::Flex), Target::times(floor), Target::times(goal));
     cases.push(flex);
     cases
 }
@@ -88,7 +112,7 @@ fn against_cudnn() -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, causal, floor, goal) in [("full", false, 1.0, 1.07), ("causal", true, 1.08, 1.16)] {
         for ([batch, seq], heads) in [([2, 8192], [16, 16]), ([1, 32768], [32, 8])] {
-            let mut one = case(name, [batch, seq, seq], heads, named(name));
+            let mut one = case(Pass::Forward, name, [batch, seq, seq], heads, named(name));
             (one.peer, one.floor, one.goal) =
                 (Some(Rival::Cudnn { causal }), Target::times(floor), Target::times(goal));
             if !causal && seq == 8192 {
@@ -98,7 +122,7 @@ fn against_cudnn() -> Vec<Case> {
         }
     }
     for (seq, goal) in [(2048, 484.0), (4096, 591.0), (8192, 644.0), (16384, 673.0), (32768, 688.0)] {
-        let mut one = case("causal", [1, seq, seq], [64, 8], named("causal"));
+        let mut one = case(Pass::Forward, "causal", [1, seq, seq], [64, 8], named("causal"));
         (one.peer, one.floor, one.goal) =
             (Some(Rival::Cudnn { causal: true }), Target::times(1.0), Target::rate(goal));
         cases.push(one);
@@ -106,20 +130,48 @@ fn against_cudnn() -> Vec<Case> {
     cases
 }
 
-/// Masks over packed documents; the floors are the original's rates.
-fn masked() -> Vec<Case> {
+/// Full and causal; at 32768 with as many KV heads the floors are the original's rates.
+fn backward_against_cudnn() -> Vec<Case> {
+    let times = |floor, goal| [Target::times(floor), Target::times(goal)];
+    let rates = |floor, goal| [Target::rate(floor), Target::rate(goal)];
     let lines = [
-        ("causal-document", "causal-document", 545.0, 610.0),
-        ("sliding 4096", "sliding-window:window=4096", 634.0, 690.0),
-        ("document", "document", 589.0, 650.0),
-        ("share-question", "share-question", 589.0, 650.0),
-        ("prefix-lm-document", "prefix-lm-document", 540.0, 600.0),
-        ("global-sliding", "global-sliding-window:global=16,left=2048,right=2048", 499.0, 560.0),
-        ("causal-blockwise", "causal-blockwise", 523.0, 590.0),
+        ("full", [2, 8192], [16, 16], times(1.08, 1.18)),
+        ("causal", [2, 8192], [16, 16], times(1.05, 1.15)),
+        ("full", [1, 32768], [16, 16], rates(610.0, 660.0)),
+        ("causal", [1, 32768], [16, 16], rates(600.0, 645.0)),
+        ("full", [1, 32768], [32, 8], times(1.08, 1.18)),
+        ("causal", [1, 32768], [32, 8], times(1.08, 1.18)),
     ];
     lines
-        .map(|(name, mask, floor, goal)| {
-            let mut one = case(name, [1, 32768, 32768], [32, 8], named(mask));
+        .map(|(name, [batch, seq], heads, [floor, goal])| {
+            let mut one = case(Pass::Backward, name, [batch, seq, seq], heads, named(name));
+            one.peer = Some(Rival::Cudnn { causal: name == "causal" });
+            (one.floor, one.goal) = (floor, goal);
+            one
+        })
+        .to_vec()
+}
+
+/// Masks over packed documents; the floors are the original's rates, of both passes.
+fn masked(pass: Pass) -> Vec<Case> {
+    let lines = [
+        ("causal-document", "causal-document", [545.0, 610.0], [476.0, 535.0]),
+        ("sliding 4096", "sliding-window:window=4096", [634.0, 690.0], [530.0, 595.0]),
+        ("document", "document", [589.0, 650.0], [531.0, 590.0]),
+        ("share-question", "share-question", [589.0, 650.0], [485.0, 545.0]),
+        ("prefix-lm-document", "prefix-lm-document", [540.0, 600.0], [477.0, 535.0]),
+        (
+            "global-sliding",
+            "global-sliding-window:global=16,left=2048,right=2048",
+            [499.0, 560.0],
+            [478.0, 535.0],
+        ),
+        ("causal-blockwise", "causal-blockwise", [523.0, 590.0], [527.0, 575.0]),
+    ];
+    lines
+        .map(|(name, mask, forward, backward)| {
+            let mut one = case(pass, name, [1, 32768, 32768], [32, 8], named(mask));
+            let [floor, goal] = if pass == Pass::Forward { forward } else { backward };
             (one.floor, one.goal) = (Target::rate(floor), Target::rate(goal));
             one
         })
@@ -127,23 +179,29 @@ fn masked() -> Vec<Case> {
 }
 
 /// Rank 0 of 2, causal, two chunks a rank: keys in two segments.
-fn shares() -> Vec<Case> {
-    let lines = [(8192, 660.0), (32768, 685.0), (65536, 670.0)];
+fn shares(pass: Pass) -> Vec<Case> {
+    let lines = [
+        (8192, [630.0, 660.0], [600.0, 620.0]),
+        (32768, [630.0, 685.0], [615.0, 645.0]),
+        (65536, [630.0, 670.0], [615.0, 645.0]),
+    ];
     lines
-        .map(|(rows, goal)| {
-            let mut one = case("rank 0 of 2, causal", [1, rows, 2 * rows], [16, 16], Mask::CausalShare);
-            (one.floor, one.goal) = (Target::rate(630.0), Target::rate(goal));
+        .map(|(rows, forward, backward)| {
+            let mut one = case(pass, "rank 0 of 2, causal", [1, rows, 2 * rows], [16, 16], Mask::CausalShare);
+            let [floor, goal] = if pass == Pass::Forward { forward } else { backward };
+            (one.floor, one.goal) = (Target::rate(floor), Target::rate(goal));
             one
         })
         .to_vec()
 }
 
 /// A line without a peer and without targets.
-pub(super) fn case(name: &str, sizes: [usize; 3], heads: [usize; 2], mask: Mask) -> Case {
+pub(super) fn case(pass: Pass, name: &str, sizes: [usize; 3], heads: [usize; 2], mask: Mask) -> Case {
     let ([batch, seq_q, seq_k], [heads_q, heads_kv]) = (sizes, heads);
     let rows = if seq_q == seq_k { seq_q.to_string() } else { format!("{seq_q}:{seq_k}") };
     Case {
         name: format!("{name} {batch}x{rows} {heads_q}/{heads_kv}"),
+        pass,
         dims: Dims { batch, heads_q, heads_kv, seq_q, seq_k, head_dim: 128 },
         mask,
         peer: None,
@@ -162,12 +220,14 @@ mod tests {
 
     #[test]
     fn every_line_has_a_name_of_its_own_and_a_shape_that_exists() {
-        let cases = all();
-        assert_eq!(cases.len(), 4 + 5 + 7 + 3 + 1);
-        for (index, case) in cases.iter().enumerate() {
-            assert!(fm3_kernels::Shape::new(case.dims).is_ok());
-            let twins = cases[..index].iter().filter(|other| other.name == case.name);
-            assert_eq!(twins.count(), 0, "{}", case.name);
+        for (pass, count) in [(Pass::Forward, 4 + 5 + 7 + 3 + 1), (Pass::Backward, 6 + 7 + 3 + 1)] {
+            let cases = all(pass);
+            assert_eq!(cases.len(), count);
+            for (index, case) in cases.iter().enumerate() {
+                assert!(fm3_kernels::Shape::new(case.dims).is_ok() && case.pass == pass);
+                let twins = cases[..index].iter().filter(|other| other.name == case.name);
+                assert_eq!(twins.count(), 0, "{}", case.name);
+            }
         }
     }
 

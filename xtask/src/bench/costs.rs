@@ -4,7 +4,7 @@ use fm3_kernels::mask::KeySegments;
 use fm3_kernels::shape::Dims;
 use serde::Serialize;
 
-use super::cases::{Case, case, named};
+use super::cases::{Case, Pass, case, named};
 use super::device::{Device, Half, timed};
 use super::measure::Bench;
 use super::peers::Launches;
@@ -58,7 +58,10 @@ fn tiny<T: Half>(bench: &mut Bench<'_, T>) -> anyhow::Result<Vec<Cost>> {
     };
     let (small, large) = (sizes(1, 128), sizes(16, 16384));
     let device = &mut *bench.device;
-    let mut tensors = [device.tensors(&bench.pool, small)?, device.tensors(&bench.pool, large)?];
+    let mut tensors = [
+        device.tensors(&bench.pool, small, Pass::Forward)?,
+        device.tensors(&bench.pool, large, Pass::Forward)?,
+    ];
     let masks = [small, large].map(|dims| named("full").build(dims));
     let [of_small, of_large] = masks;
     let masks =
@@ -67,7 +70,7 @@ fn tiny<T: Half>(bench: &mut Bench<'_, T>) -> anyhow::Result<Vec<Cost>> {
     for _ in 0..20 {
         device.enqueue(&mut tensors[1], &masks[1])?;
         let counts = Launches { warmups: 3, launches: 20 };
-        gpu.extend(device.forward(&mut tensors[0], &masks[0], counts, &mut host)?.iter().map(|ms| ms * 1e3));
+        gpu.extend(device.calls(&mut tensors[0], &masks[0], counts, &mut host)?.iter().map(|ms| ms * 1e3));
     }
     let cost = |name: &str, times: &[f64], [floor, goal]: [f64; 2]| {
         let us = Summary::of(times)?;
@@ -82,13 +85,14 @@ fn tiny<T: Half>(bench: &mut Bench<'_, T>) -> anyhow::Result<Vec<Cost>> {
 
 /// A mask over 128 K tokens, and the forward that it serves.
 fn prepare<T: Half>(bench: &mut Bench<'_, T>) -> anyhow::Result<Vec<Cost>> {
-    let Case { dims, mask, .. } = case("", [1, 131_072, 131_072], [32, 8], named("causal-document"));
+    let Case { dims, mask, .. } =
+        case(Pass::Forward, "", [1, 131_072, 131_072], [32, 8], named("causal-document"));
     let mask = mask.build(dims)?;
     let device: &mut Device = bench.device;
     let prepared = device.prepare(&mask, vec![dims.seq_k])?;
-    let mut tensors = device.tensors(&bench.pool, dims)?;
+    let mut tensors = device.tensors(&bench.pool, dims, Pass::Forward)?;
     let counts = Launches { warmups: 3, launches: 9 };
-    let forward = device.forward(&mut tensors, &prepared, counts, &mut Vec::new())?;
+    let forward = device.calls(&mut tensors, &prepared, counts, &mut Vec::new())?;
 
     let segments = KeySegments::new(vec![dims.seq_k])?;
     let form = MaskForm { dims: mask.dims(), columns: mask.columns(), causal: mask.is_causal() };

@@ -1,4 +1,4 @@
-//! The GPU: random tensors, prepared masks, launches between events.
+//! The GPU: random tensors, prepared masks, calls between events.
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +14,8 @@ use fm3_kernels::shape::Dims;
 use fm3_kernels::view::Extents;
 use fm3_kernels::{Element, FlashMask};
 
+use super::cases::Pass;
+use super::gradients::Gradients;
 use super::peers::Launches;
 use super::random::normal;
 
@@ -27,24 +29,26 @@ const POOL: usize = (1 << 24) + 1000;
 /// An opened device.
 pub(super) struct Device {
     pub stream: Arc<CudaStream>,
-    attention: Attention,
+    pub(super) attention: Attention,
     workspace: Workspace,
 }
 
 /// A mask, and where its keys are when they lie in several segments.
 pub(super) struct Prepared {
-    mask: PreparedMask,
-    table: Option<KeyTable>,
+    pub(super) mask: PreparedMask,
+    pub(super) table: Option<KeyTable>,
 }
 
 /// The tensors of one problem, [b, s, h, d] dense.
 pub(super) struct Tensors<T> {
-    dims: Dims,
-    q: CudaSlice<T>,
-    k: CudaSlice<T>,
-    v: CudaSlice<T>,
-    o: CudaSlice<T>,
-    lse: CudaSlice<f32>,
+    pub(super) dims: Dims,
+    pub(super) q: CudaSlice<T>,
+    pub(super) k: CudaSlice<T>,
+    pub(super) v: CudaSlice<T>,
+    pub(super) o: CudaSlice<T>,
+    pub(super) lse: CudaSlice<f32>,
+    /// Of the backward alone.
+    gradients: Option<Gradients<T>>,
 }
 
 impl Device {
@@ -71,8 +75,13 @@ impl Device {
         self.attention.kernels()
     }
 
-    /// Random Q, K, V; room for O and LSE.
-    pub(super) fn tensors<T: Half>(&self, pool: &CudaSlice<T>, dims: Dims) -> anyhow::Result<Tensors<T>> {
+    /// Random Q, K, V; room for O and LSE; for the backward also dO and gradients.
+    pub(super) fn tensors<T: Half>(
+        &self,
+        pool: &CudaSlice<T>,
+        dims: Dims,
+        pass: Pass,
+    ) -> anyhow::Result<Tensors<T>> {
         let of_q = dims.batch * dims.seq_q * dims.heads_q * dims.head_dim;
         let of_k = dims.batch * dims.seq_k * dims.heads_kv * dims.head_dim;
         Ok(Tensors {
@@ -82,6 +91,7 @@ impl Device {
             v: self.filled(pool, of_k, POOL / 3 * 2)?,
             o: self.stream.alloc_zeros(of_q)?,
             lse: self.stream.alloc_zeros(dims.batch * dims.heads_q * dims.seq_q)?,
+            gradients: (pass == Pass::Backward).then(|| Gradients::new(self, pool, dims)).transpose()?,
         })
     }
 
@@ -90,7 +100,12 @@ impl Device {
         Ok(self.stream.clone_htod(&normal::<T>(POOL))?)
     }
 
-    fn filled<T: Half>(&self, pool: &CudaSlice<T>, len: usize, from: usize) -> anyhow::Result<CudaSlice<T>> {
+    pub(super) fn filled<T: Half>(
+        &self,
+        pool: &CudaSlice<T>,
+        len: usize,
+        from: usize,
+    ) -> anyhow::Result<CudaSlice<T>> {
         let mut tensor = self.stream.alloc_zeros(len)?;
         let (mut done, mut from) = (0, from);
         while done < len {
@@ -111,8 +126,8 @@ impl Device {
     }
 
     /// Milliseconds of each of `launches` calls, behind `warmups` without a pause; `host` gets the microseconds that
-    /// each call took to enqueue.
-    pub(super) fn forward<T: Half>(
+    /// each call took to enqueue. The pass is the one that the tensors were made for.
+    pub(super) fn calls<T: Half>(
         &mut self,
         tensors: &mut Tensors<T>,
         prepared: &Prepared,
@@ -120,24 +135,31 @@ impl Device {
         host: &mut Vec<f64>,
     ) -> anyhow::Result<Vec<f64>> {
         let stream = Arc::clone(&self.stream);
+        let mut gradients = tensors.gradients.take();
+        let mut call = |device: &mut Self| match &mut gradients {
+            Some(gradients) => gradients.enqueue(device, tensors, prepared),
+            None => device.enqueue(tensors, prepared),
+        };
         for _ in 0..counts.warmups {
-            self.enqueue(tensors, prepared)?;
+            call(self)?;
         }
-        timed(&stream, counts.launches, || {
+        let times = timed(&stream, counts.launches, || {
             let start = Instant::now();
-            self.enqueue(tensors, prepared)?;
+            call(self)?;
             host.push(start.elapsed().as_secs_f64() * 1e6);
             Ok(())
-        })
+        });
+        tensors.gradients = gradients;
+        times
     }
 
-    /// One call as a user makes it, views included.
+    /// One forward call as a user makes it, views included.
     pub(super) fn enqueue<T: Half>(
         &mut self,
         tensors: &mut Tensors<T>,
         prepared: &Prepared,
     ) -> anyhow::Result<()> {
-        let Tensors { dims, q, k, v, o, lse } = tensors;
+        let Tensors { dims, q, k, v, o, lse, .. } = tensors;
         let Dims { batch, heads_q, heads_kv, seq_q, seq_k, head_dim } = *dims;
         let stream = &*self.stream;
         let of_q = Extents { batch, seq: seq_q, heads: heads_q, head_dim };
@@ -170,7 +192,7 @@ impl Device {
         let lse = self.stream.clone_dtoh(&tensors.lse)?;
         let row = lse.iter().position(|value| value.is_nan() || *value == f32::INFINITY);
         ensure!(row.is_none(), "LSE {:?} is no number", row);
-        Ok(())
+        tensors.gradients.as_ref().map_or(Ok(()), |gradients| gradients.check(&self.stream))
     }
 }
 
@@ -191,16 +213,20 @@ pub(super) fn timed(
 }
 
 /// Segments of `rows` rows each as slabs of one tensor.
-fn key_map<'a, T: Half>(
+pub(super) const fn slabs(of: Extents, rows: usize) -> (KeyExtents, KeyStrides) {
+    let Extents { seq, heads, head_dim, .. } = of;
+    let row = heads * head_dim;
+    let extents = KeyExtents { rows, heads_per_group: heads, groups: 1, slabs: seq / rows, head_dim };
+    (extents, KeyStrides { rows: row, heads: head_dim, groups: row, slabs: rows * row })
+}
+
+pub(super) fn key_map<'a, T: Half>(
     stream: &'a CudaStream,
     tensors: [&'a CudaSlice<T>; 2],
     of: Extents,
     rows: usize,
 ) -> anyhow::Result<KeyMap<'a>> {
-    let Extents { seq, heads, head_dim, .. } = of;
-    let extents = KeyExtents { rows, heads_per_group: heads, groups: 1, slabs: seq / rows, head_dim };
-    let row = heads * head_dim;
-    let strides = KeyStrides { rows: row, heads: head_dim, groups: row, slabs: rows * row };
+    let (extents, strides) = slabs(of, rows);
     let [k, v] = tensors;
     Ok(KeyMap {
         k: KeyView::strided(k, stream, extents, strides)?,

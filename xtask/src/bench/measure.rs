@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use fm3_kernels::cuda::cudarc::driver::CudaSlice;
 use fm3_kernels::shape::Dims;
 
-use super::cases::Case;
+use super::cases::{Case, Pass};
 use super::device::{Device, Half};
 use super::monitor::Monitor;
 use super::peers::{Launches, MATMUL, Peers, Work};
@@ -40,11 +40,15 @@ impl<T: Half> Bench<'_, T> {
         let mask = case.mask.build(case.dims)?;
         let pairs = pairs(&mask, case.dims);
         let prepared = self.device.prepare(&mask, case.mask.segments(case.dims.seq_k))?;
-        let mut tensors = self.device.tensors(&self.pool, case.dims)?;
+        let mut tensors = self.device.tensors(&self.pool, case.dims, case.pass)?;
         let mut row = Row::new(case, pairs);
 
+        if case.pass == Pass::Backward {
+            // Its inputs: O and LSE.
+            self.device.enqueue(&mut tensors, &prepared)?;
+        }
         let once = Launches { warmups: 1, launches: 1 };
-        let first = self.device.forward(&mut tensors, &prepared, once, &mut Vec::new())?;
+        let first = self.device.calls(&mut tensors, &prepared, once, &mut Vec::new())?;
         let counts = Launches { warmups: WARMUPS, launches: launches(first[0]) };
         let (mut ours, mut host, mut matmul, mut peer) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut readings = Vec::new();
@@ -52,10 +56,11 @@ impl<T: Half> Bench<'_, T> {
             self.ask(&Work::Matmul { size: MATMUL }, counts, &mut matmul, &mut row.notes);
             std::thread::sleep(self.pause);
             let start = Instant::now();
-            ours.extend(self.device.forward(&mut tensors, &prepared, counts, &mut host)?);
+            ours.extend(self.device.calls(&mut tensors, &prepared, counts, &mut host)?);
             readings.extend(self.monitor.since(start));
             if let Some(rival) = case.peer {
-                let name = self.ask(&Work::of(rival, case.dims)?, counts, &mut peer, &mut row.notes);
+                let name =
+                    self.ask(&Work::of(rival, case.dims, case.pass)?, counts, &mut peer, &mut row.notes);
                 row.peer_name = name.or(row.peer_name);
             }
         }

@@ -1,9 +1,10 @@
-//! `cargo xtask bench`: the forward on a GPU over shapes and masks, beside others' in the same run.
+//! `cargo xtask bench`: a pass on a GPU over shapes and masks, beside others' in the same run.
 //!
-//! A rate counts 4 * d operations per visible pair. Also in the bundle, for machines without cargo.
+//! A rate counts 4 * d operations per visible pair, 10 * d for the backward. Also in the bundle, for machines without cargo.
 mod cases;
 mod costs;
 mod device;
+mod gradients;
 mod masks;
 mod measure;
 mod monitor;
@@ -24,7 +25,7 @@ use half::{bf16, f16};
 
 use crate::demo::args::{Heads, MaskArg};
 use crate::input::BadInput;
-use cases::Case;
+use cases::{Case, Pass};
 use device::{Device, Half};
 use masks::Mask;
 use measure::Bench;
@@ -35,6 +36,9 @@ use report::Report;
 /// Flags of `cargo xtask bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct BenchArgs {
+    /// What to time; the backward's times include all its steps.
+    #[arg(long, value_enum, default_value = "forward")]
+    pass: Pass,
     /// Only lines whose names contain this; may be given several times.
     #[arg(long, value_name = "WORD")]
     only: Vec<String>,
@@ -109,8 +113,13 @@ fn measure_all<T: Half>(
     cases: &[Case],
     device: &mut Device,
 ) -> anyhow::Result<(Report, bool)> {
-    let mut report =
-        Report { device: device.describe()?, dtype: args.dtype.name(), rows: Vec::new(), costs: Vec::new() };
+    let mut report = Report {
+        device: device.describe()?,
+        dtype: args.dtype.name(),
+        pass: args.pass,
+        rows: Vec::new(),
+        costs: Vec::new(),
+    };
     let mut peers = args.peers.then(|| Peers::new(args.python.clone(), args.dtype.name()));
     let monitor = Monitor::start(args.device);
     let pool = device.pool::<T>()?;
@@ -126,7 +135,7 @@ fn measure_all<T: Half>(
             }
         }
     }
-    if args.mask.is_none() && args.only.is_empty() {
+    if args.pass == Pass::Forward && args.mask.is_none() && args.only.is_empty() {
         println!("fixed costs ...");
         report.costs = costs::all(&mut bench)?;
     }
@@ -143,7 +152,7 @@ fn chosen(args: &BenchArgs) -> anyhow::Result<Vec<Case>> {
     if let Some(mask) = &args.mask {
         return Ok(vec![own(args, mask)?]);
     }
-    let mut cases = cases::all();
+    let mut cases = cases::all(args.pass);
     cases.retain(|case| args.only.is_empty() || args.only.iter().any(|word| case.name.contains(word)));
     if cases.is_empty() {
         return Err(
@@ -165,8 +174,13 @@ fn own(args: &BenchArgs, mask: &MaskArg) -> anyhow::Result<Case> {
         MaskArg::Named { .. } => Mask::Named(mask.to_string()),
     };
     let seq = args.seq_len.get();
-    let case =
-        cases::case(&mask.to_string(), [args.batch.get(), seq, seq], [args.heads.q, args.heads.kv], of);
+    let case = cases::case(
+        args.pass,
+        &mask.to_string(),
+        [args.batch.get(), seq, seq],
+        [args.heads.q, args.heads.kv],
+        of,
+    );
     Shape::new(case.dims).map_err(|error| BadInput::from_error(&error))?;
     let dims = case.mask.build(case.dims)?.dims();
     if dims.seq_k != seq
@@ -222,7 +236,8 @@ mod tests {
         let names = |line: &str| -> Vec<String> {
             chosen(&parse(line)).unwrap().into_iter().map(|case| case.name).collect()
         };
-        assert_eq!(names("").len(), cases::all().len());
+        assert_eq!(names("").len(), cases::all(Pass::Forward).len());
+        assert_eq!(names("--pass backward").len(), cases::all(Pass::Backward).len());
         assert_eq!(names("--only rank --only sliding").len(), 5);
         assert_eq!(
             names("--mask document:docs=64+64 --seq-len 128 --heads 4/2"),

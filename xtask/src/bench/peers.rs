@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use fm3_kernels::shape::Dims;
 use serde::{Deserialize, Serialize};
 
-use super::cases::Rival;
+use super::cases::{Pass, Rival};
 use super::masks::documents;
 
 const SDPA: &str = include_str!("../../../docs/peers/sdpa.py");
@@ -33,12 +33,14 @@ pub(super) enum Work {
         #[serde(flatten)]
         dims: Dims,
         causal: bool,
+        pass: Pass,
     },
     /// Attention, causal within each document.
     CausalDocument {
         #[serde(flatten)]
         dims: Dims,
         documents: Vec<usize>,
+        pass: Pass,
     },
 }
 
@@ -89,12 +91,12 @@ impl Work {
     ///
     /// # Errors
     /// When no documents of this length are known.
-    pub(super) fn of(rival: Rival, dims: Dims) -> anyhow::Result<Self> {
+    pub(super) fn of(rival: Rival, dims: Dims, pass: Pass) -> anyhow::Result<Self> {
         Ok(match rival {
-            Rival::Cudnn { causal } => Work::Attention { dims, causal },
+            Rival::Cudnn { causal } => Work::Attention { dims, causal, pass },
             Rival::Flex => {
                 let documents = documents(dims.seq_k).context("no documents of this length")?;
-                Work::CausalDocument { dims, documents }
+                Work::CausalDocument { dims, documents, pass }
             }
         })
     }
@@ -197,12 +199,12 @@ mod tests {
     #[test]
     fn requests_are_flat() {
         let dims = Dims { batch: 1, heads_q: 16, heads_kv: 16, seq_q: 32768, seq_k: 32768, head_dim: 128 };
-        let work = Work::of(Rival::Flex, dims).unwrap();
+        let work = Work::of(Rival::Flex, dims, Pass::Backward).unwrap();
         let launches = Launches { warmups: 3, launches: 9 };
         let json = serde_json::to_value(Request { work: &work, launches, dtype: "bf16" }).unwrap();
         assert_eq!(
-            (&json["work"], &json["seq_k"], &json["launches"]),
-            (&"causal-document".into(), &32768.into(), &9.into())
+            (&json["work"], &json["seq_k"], &json["launches"], &json["pass"]),
+            (&"causal-document".into(), &32768.into(), &9.into(), &"backward".into())
         );
         assert_eq!(json["documents"].as_array().unwrap().len(), 16);
     }

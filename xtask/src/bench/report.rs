@@ -3,7 +3,7 @@ use comfy_table::Table;
 use fm3_kernels::shape::Dims;
 use serde::Serialize;
 
-use super::cases::{Case, Target};
+use super::cases::{Case, Pass, Target};
 use super::costs::Cost;
 use super::monitor::Reading;
 use super::peers::MATMUL;
@@ -14,6 +14,7 @@ use super::stats::Summary;
 pub(super) struct Report {
     pub device: String,
     pub dtype: &'static str,
+    pub pass: Pass,
     pub rows: Vec<Row>,
     pub costs: Vec<Cost>,
 }
@@ -27,7 +28,7 @@ pub(super) struct Row {
     pairs: u64,
     /// Of all pairs.
     density: f64,
-    /// 4 * d * pairs.
+    /// 4 * d * pairs, or 10 for the backward.
     pub flops: f64,
     pub launches: usize,
     ms: Option<Summary>,
@@ -68,7 +69,7 @@ impl Row {
             dims: case.dims,
             pairs,
             density: pairs as f64 / all,
-            flops: 4.0 * head_dim as f64 * pairs as f64,
+            flops: case.pass.operations() * head_dim as f64 * pairs as f64,
             launches: 0,
             ms: None,
             tflops: None,
@@ -111,7 +112,8 @@ impl Row {
 impl Report {
     /// For people.
     pub(super) fn tables(&self) -> String {
-        let mut text = format!("{} ({})\n{}\n", self.device, self.dtype, self.rates());
+        let pass = format!("{:?}", self.pass).to_lowercase();
+        let mut text = format!("{} ({}, {pass})\n{}\n", self.device, self.dtype, self.rates());
         if !self.costs.is_empty() {
             text += &format!("{}\n", self.fixed());
         }
@@ -195,7 +197,7 @@ mod tests {
 
     #[test]
     fn rates_count_visible_pairs_and_stand_beside_the_peer() {
-        let case = cases::all().remove(0);
+        let case = cases::all(Pass::Forward).remove(0);
         // Full, 2 x 8192, 16 heads: 4 * 128 * 2 * 16 * 8192^2 = 1.0995e12 operations.
         let mut row = Row::new(&case, 2 * 16 * 8192 * 8192);
         assert_eq!((row.density, row.verdict()), (1.0, "-"));
@@ -207,10 +209,17 @@ mod tests {
             row.peer = Some(PeerFigures::new(ms(row.flops / peer * 1e-9), row.flops));
             assert_eq!(row.verdict(), verdict, "{peer}");
         }
-        let report =
-            Report { device: "a card".to_owned(), dtype: "bf16", rows: vec![row], costs: Vec::new() };
+        let report = Report {
+            device: "a card".to_owned(),
+            dtype: "bf16",
+            pass: Pass::Forward,
+            rows: vec![row],
+            costs: Vec::new(),
+        };
         let text = report.tables();
-        assert!(text.contains("a card (bf16)") && text.contains("| full 2x8192 16/16"), "{text}");
+        assert!(text.contains("a card (bf16, forward)") && text.contains("| full 2x8192 16/16"), "{text}");
+        let backward = Row::new(&cases::all(Pass::Backward)[0], 1000);
+        assert_eq!(backward.flops, 10.0 * 128.0 * 1000.0);
         let json = serde_json::to_value(&report).unwrap();
         assert!((json["rows"][0]["of_matmul"].as_f64().unwrap() - 0.9).abs() < 1e-9, "{json}");
     }

@@ -47,7 +47,8 @@ pub struct BackwardCall<'a> {
 /// What a call may leave as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackwardOptions {
-    /// KV heads whose tiles run side by side; none: as many as have 40 MiB of Q, dO and dQ.
+    /// KV heads whose tiles run side by side; none: all for sparse masks (below a quarter of the pairs), otherwise as
+    /// many as have 40 MiB of Q, dO and dQ.
     pub section_heads: Option<usize>,
     /// Multiprocessors that are left to others.
     pub margin: usize,
@@ -55,9 +56,6 @@ pub struct BackwardOptions {
 
 impl Attention {
     /// Enqueues one backward pass on `stream`, which `workspace` must be of.
-    ///
-    /// In work: its tests found a race on a GPU, and have not run there since it was mended
-    /// (`docs/decisions/0005-backward-kernel.md`). Do not train with it yet.
     ///
     /// Nothing is allocated, nothing synchronises, nothing is kept from call to call. dK and dV of equal calls have
     /// equal bits; dQ is summed in f32 in any order. Calls can be captured into a graph, if the context does not track

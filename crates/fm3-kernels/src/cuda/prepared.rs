@@ -11,6 +11,9 @@ use super::prepare::{self, Bounds};
 use crate::Error;
 use crate::mask::{Columns, FlashMask, KeySegments, MaskDims, MaskTables, TileLists};
 
+/// Columns that are looked at for a mask's density: it only chooses an order of work, and 4096 take microseconds.
+const DENSITY_COLUMNS: usize = 4096;
+
 /// A mask over keys in segments, in device memory. It serves any number of calls, heads and layers.
 ///
 /// A mask of batch 1 serves every sequence of a batch. The tables depend on the mask and on the lengths of the
@@ -21,6 +24,8 @@ pub struct PreparedMask {
     segments: KeySegments,
     arena: Arena,
     words: CudaSlice<u32>,
+    /// Visible part of all pairs, about; none when only the device knows.
+    density: Option<f64>,
 }
 
 /// What the numbers of a mask in device memory mean; see [`mask`](crate::mask) for the forms.
@@ -53,7 +58,8 @@ impl PreparedMask {
         }
         let form = MaskForm { dims: mask.dims(), columns: mask.columns(), causal: mask.is_causal() };
         let bounds = stream.clone_htod(mask.bounds()).named("cuMemcpyHtoDAsync")?;
-        Self::from_device(kernels, stream, form, &bounds, segments)
+        let prepared = Self::from_device(kernels, stream, form, &bounds, segments)?;
+        Ok(Self { density: Some(mask.sampled_density(DENSITY_COLUMNS)), ..prepared })
     }
 
     /// Prepares a mask whose bounds [b, h_mask, s_k, C] are in device memory already, without a synchronisation.
@@ -92,7 +98,10 @@ impl PreparedMask {
     ) -> Result<Self, Error> {
         let dims = MaskDims { batch: 1, heads: 1, seq_q: lengths.seq_q, seq_k: segments.seq_k() };
         let bounds = Bounds { address: 0, columns: 0, causal: lengths.causal };
-        Self::build(kernels, stream, dims, bounds, segments)
+        let prepared = Self::build(kernels, stream, dims, bounds, segments)?;
+        // Half of a square; more matters to nobody.
+        let density = Some(if lengths.causal { 0.5 } else { 1.0 });
+        Ok(Self { density, ..prepared })
     }
 
     /// Prepares `mask` on the host, and copies the tables.
@@ -104,7 +113,8 @@ impl PreparedMask {
         mask: &FlashMask,
         segments: &KeySegments,
     ) -> Result<Self, Error> {
-        Self::upload(stream, &MaskTables::build(mask, segments)?)
+        let prepared = Self::upload(stream, &MaskTables::build(mask, segments)?)?;
+        Ok(Self { density: Some(mask.sampled_density(DENSITY_COLUMNS)), ..prepared })
     }
 
     /// Copies tables that the host has built.
@@ -173,6 +183,11 @@ impl PreparedMask {
         self.segments.key_tiles()
     }
 
+    /// Visible part of all pairs, about; none for a mask whose numbers only the device has seen.
+    pub(super) const fn density(&self) -> Option<f64> {
+        self.density
+    }
+
     pub(super) const fn arena(&self) -> &Arena {
         &self.arena
     }
@@ -206,7 +221,7 @@ impl PreparedMask {
         }
         let arena = Arena::new(call, dims, segments)?;
         let words = stream.alloc_zeros(arena.words).named("cuMemAllocAsync")?;
-        let mut prepared = Self { dims, segments: segments.clone(), arena, words };
+        let mut prepared = Self { dims, segments: segments.clone(), arena, words, density: None };
         let (places, columns) = (prepared.arena.places.clone(), prepared.arena.tile_columns.clone());
         prepared.copy(stream, &places, segments.places())?;
         prepared.copy(stream, &columns, segments.tile_columns().as_flattened())?;

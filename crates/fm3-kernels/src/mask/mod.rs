@@ -249,6 +249,24 @@ impl FlashMask {
         self.visible_pairs() as f64 / (self.dims.total_columns() as f64 * self.dims.seq_q as f64)
     }
 
+    /// [`density`](Self::density) of about `most` columns, evenly spread.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn sampled_density(&self, most: usize) -> f64 {
+        let MaskDims { seq_q, seq_k, heads, .. } = self.dims;
+        let total = self.dims.total_columns();
+        // Odd, so that it does not fall into step with tiles and documents of even length.
+        let step = total.div_ceil(most.max(1)) | 1;
+        let rows = Rows { start: 0, end: seq_q };
+        let visible = |index: usize| {
+            let at = MaskHead { batch: index / seq_k / heads, head: index / seq_k % heads };
+            let column = index % seq_k;
+            self.bands_in(at, column..column + 1).map(|bands| seq_q - bands.masked_in(rows)).sum::<usize>()
+        };
+        let columns = (0..total).step_by(step);
+        let count = columns.len() as f64;
+        columns.map(visible).sum::<usize>() as f64 / (count * seq_q as f64)
+    }
+
     /// The definition table of this module, in code.
     #[inline]
     fn decode(&self, column: usize, bounds: &[i32]) -> Bands {

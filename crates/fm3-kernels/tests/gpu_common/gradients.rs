@@ -105,9 +105,10 @@ impl Errors {
         let bound = 2.0 * self.plain + 1e-5;
         let noise = 3e-5 * (self.count as f64).sqrt();
         let fixed = if dtype == DType::Bf16 { 6e-3 } else { 1e-3 };
-        // A nearly one-hot softmax cancels too, in any implementation with a rounded O: there the rule is all.
+        // dP - delta cancels too where a row sees few keys or its softmax is nearly one-hot: what is left is the
+        // rounding of O, in any implementation. A plain one with a rounded O has it as well and is the measure.
         let in_norm = match data {
-            Data::Normal => fixed * self.norm.sqrt(),
+            Data::Normal => (fixed * self.norm.sqrt()).max(self.plain_square.sqrt()),
             _ => 2.0 * self.plain_square.sqrt(),
         };
         if self.worst.0 <= bound && self.square.sqrt() <= in_norm + noise {
