@@ -250,7 +250,8 @@ mod tests {
     fn some_columns_tell_how_dense_a_mask_is() {
         let dims = MaskDims { batch: 2, heads: 3, seq_q: 3000, seq_k: 3000 };
         let window = |window| FlashMask::sliding_window(dims, window).unwrap();
-        for mask in [FlashMask::full(dims).unwrap(), FlashMask::causal(dims).unwrap(), window(1), window(300)] {
+        for mask in [FlashMask::full(dims).unwrap(), FlashMask::causal(dims).unwrap(), window(1), window(300)]
+        {
             let exact = mask.density();
             assert!((mask.sampled_density(18_000) - exact).abs() < 1e-12, "all of them: {exact}");
             assert!((mask.sampled_density(500) - exact).abs() < 0.01, "some of them: {exact}");
