@@ -212,7 +212,7 @@ pub(super) fn timed(
     pairs.iter().map(|(start, end)| Ok(f64::from(start.elapsed_ms(end)?))).collect()
 }
 
-/// Segments of `rows` rows each as slabs of one tensor.
+/// Where segments of `rows` rows each lie, as slabs of one tensor [b, s, h, d].
 pub(super) const fn slabs(of: Extents, rows: usize) -> (KeyExtents, KeyStrides) {
     let Extents { seq, heads, head_dim, .. } = of;
     let row = heads * head_dim;
@@ -220,6 +220,7 @@ pub(super) const fn slabs(of: Extents, rows: usize) -> (KeyExtents, KeyStrides) 
     (extents, KeyStrides { rows: row, heads: head_dim, groups: row, slabs: rows * row })
 }
 
+/// K and V in such segments.
 pub(super) fn key_map<'a, T: Half>(
     stream: &'a CudaStream,
     tensors: [&'a CudaSlice<T>; 2],

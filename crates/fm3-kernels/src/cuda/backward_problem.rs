@@ -14,7 +14,7 @@ use crate::{Dims, Error};
 const SECTION_BYTES: usize = 40 << 20;
 
 /// Density below which all heads share one section: long key tiles first of all then matter more than L2. Masks of 7 to
-/// 14 % gain 9 to 49 % by it, half (causal) loses; between them nothing was measured.
+/// 14 % gain 9 to 49 % by it (`docs/decisions/0005-backward-kernel.md`); between them and causal nothing was measured.
 const SPARSE: f64 = 0.25;
 
 /// A checked call.

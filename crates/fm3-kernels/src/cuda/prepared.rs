@@ -11,7 +11,7 @@ use super::prepare::{self, Bounds};
 use crate::Error;
 use crate::mask::{Columns, FlashMask, KeySegments, MaskDims, MaskTables, TileLists};
 
-/// Columns that are looked at for a mask's density: it only chooses an order of work, and 4096 take microseconds.
+/// Columns that are looked at for a mask's density, however many it has: it only chooses an order of work.
 const DENSITY_COLUMNS: usize = 4096;
 
 /// A mask over keys in segments, in device memory. It serves any number of calls, heads and layers.
@@ -99,7 +99,7 @@ impl PreparedMask {
         let dims = MaskDims { batch: 1, heads: 1, seq_q: lengths.seq_q, seq_k: segments.seq_k() };
         let bounds = Bounds { address: 0, columns: 0, causal: lengths.causal };
         let prepared = Self::build(kernels, stream, dims, bounds, segments)?;
-        // Half of a square; more matters to nobody.
+        // That of a square: it only chooses an order of work.
         let density = Some(if lengths.causal { 0.5 } else { 1.0 });
         Ok(Self { density, ..prepared })
     }
