@@ -132,6 +132,40 @@ pub(crate) fn wait_until<T>(
     }
 }
 
+/// As [`wait_until`] for what nobody here is told of: memory that other processes or a device write.
+///
+/// Looks without a pause for about a microsecond, gives the core away for the next 50, and then sleeps for an eighth of
+/// the time that it has waited, at most a millisecond: so it is late by an eighth, and a long wait costs no core.
+#[cfg(feature = "nvshmem")]
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) fn poll_until<T>(
+    deadline: Deadline,
+    mut poll: impl FnMut() -> Option<T>,
+) -> Result<Waited<T>, Expired> {
+    const EAGER: Duration = Duration::from_micros(50);
+    const LONGEST: Duration = Duration::from_millis(1);
+    if let Some(value) = poll() {
+        return Ok(Waited { value, time: Duration::ZERO });
+    }
+    let start = Instant::now();
+    for look in 0_usize.. {
+        let left = deadline.left(0);
+        if let Some(value) = poll() {
+            return Ok(Waited { value, time: deadline.waited() });
+        }
+        if left == Some(Duration::ZERO) {
+            break;
+        }
+        let waited = start.elapsed();
+        match look {
+            0..SPINS => hint::spin_loop(),
+            _ if waited < EAGER => thread::yield_now(),
+            _ => thread::sleep((waited / 8).min(LONGEST).min(left.unwrap_or(LONGEST))),
+        }
+    }
+    Err(Expired { waited: deadline.waited() })
+}
+
 #[cfg(test)]
 #[cfg(not(any(loom, shuttle)))]
 mod tests {

@@ -283,4 +283,68 @@ pub enum Error {
         /// What it must be.
         wanted: &'static str,
     },
+    /// A process of the group is gone.
+    #[error(
+        "{call}: the process of {peer} has ended, as {me} sees; start the job again from its last checkpoint"
+    )]
+    Lost {
+        /// Call that found it.
+        call: &'static str,
+        /// This rank.
+        me: Pe,
+        /// The rank whose process is gone.
+        peer: Pe,
+    },
+    /// A group has more ranks than a backend can take.
+    #[error("{call}: {ranks} ranks, but a group has at most {most}; make several groups")]
+    TooManyRanks {
+        /// Call that refused it.
+        call: &'static str,
+        /// Ranks.
+        ranks: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// A file that the processes of a group share.
+    #[error("{call}: {file}: {reason}; the folder must be in memory, writable, and the same for all ranks")]
+    SharedFile {
+        /// Call that failed.
+        call: &'static str,
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// The CUDA driver refused a call, or reports that earlier work failed.
+    #[error("{call}: the CUDA driver says: {reason}")]
+    Driver {
+        /// The driver's function.
+        call: &'static str,
+        /// Its error, by name and in words.
+        reason: String,
+    },
+    /// NVSHMEM refused a call.
+    #[cfg(feature = "nvshmem")]
+    #[error("{0}")]
+    Nvshmem(#[source] nvshmem_sys::Error),
+    /// A rank whose memory this one cannot reach by loads and stores.
+    #[error(
+        "{call}: {me} cannot reach the memory of {peer}; put the ranks of a group on one machine with peer access"
+    )]
+    Unreachable {
+        /// Call that found it.
+        call: &'static str,
+        /// This rank.
+        me: Pe,
+        /// The other one.
+        peer: Pe,
+    },
+    /// Something is still used, or is used after its end.
+    #[error("{call}: {what} is in the way; close all groups first, and use none after its end")]
+    InUse {
+        /// Call that refused it.
+        call: &'static str,
+        /// What is used.
+        what: &'static str,
+    },
 }

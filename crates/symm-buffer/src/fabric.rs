@@ -62,6 +62,24 @@ impl Copy2d {
     pub const fn bytes(&self) -> usize {
         self.width * self.rows
     }
+
+    /// Refuses a side of the copy, `src` or `dst`, that is not inside its region of `len` bytes.
+    pub(crate) fn check_side(&self, corner: Corner, len: Bytes) -> Result<(), Error> {
+        let call = "put_signal";
+        let Copy2d { width, rows, .. } = *self;
+        let Corner { region, offset, pitch } = corner;
+        if rows > 1 && pitch < width {
+            return Err(Error::Pitch { call, rows, width, pitch });
+        }
+        let last_row = rows.saturating_sub(1).checked_mul(pitch);
+        let bytes = rows.checked_mul(width).and(last_row).and_then(|last| last.checked_add(width));
+        let Some(bytes) = bytes else { return Err(Error::Pitch { call, rows, width, pitch }) };
+        let span = Span { region, offset, len: if rows == 0 || width == 0 { 0 } else { bytes } };
+        match offset.checked_add(span.len) {
+            Some(end) if end <= len.0 => Ok(()),
+            _ => Err(Error::OutOfRange { call, span, region_len: len }),
+        }
+    }
 }
 
 /// Copies to one peer, then (with release) a signal there. Either may be absent.
@@ -74,6 +92,12 @@ pub struct Put<'a> {
     /// What to raise at the receiver when all copies are there.
     pub post: Option<Post>,
 }
+
+/// Numbers that a rank tells all others from host to host, for example hashes of what must be equal.
+pub type Note = [u64; 6];
+
+/// Notes of a rank that are kept.
+pub const NOTES: usize = 256;
 
 /// Address of a peer's memory, for kernels that store to it directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +149,30 @@ pub trait Fabric: Send + Sync {
     /// [`Error::OutOfRange`], [`Error::UnknownRegion`], [`Error::NoSuchPe`] now; failures while copying are sticky
     /// and come from [`Fabric::synchronize`] or [`Fabric::status`].
     fn put_signal(&self, stream: &Self::Stream, put: Put<'_>) -> Result<(), Error>;
+
+    /// Queues several puts: all their copies, in any order and side by side, then all their signals. Returns at once.
+    ///
+    /// # Errors
+    /// As [`Fabric::put_signal`]; puts before the one that is refused may be under way.
+    fn put_all(&self, stream: &Self::Stream, puts: &[Put<'_>]) -> Result<(), Error> {
+        puts.iter().try_for_each(|put| self.put_signal(stream, *put))
+    }
+
+    /// Later work on `stream` begins when what is queued on `after` now is done. Returns at once.
+    ///
+    /// # Errors
+    /// [`Error::Stream`] for a stream that is not this rank's.
+    fn follow(&self, stream: &Self::Stream, after: &Self::Stream) -> Result<(), Error>;
+
+    /// Tells all ranks a note under a number, from host to host: no stream, no heap. Numbers grow; the last [`NOTES`] are
+    /// kept.
+    fn publish(&self, number: u64, note: Note);
+
+    /// What `pe` has told under `number`; nothing when it has not yet, or has told [`NOTES`] others since.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPe`].
+    fn published(&self, pe: Pe, number: u64) -> Result<Option<Note>, Error>;
 
     /// Queues a wait: later work on `stream` begins once my word is high enough. Returns at once.
     ///

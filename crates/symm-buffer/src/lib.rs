@@ -43,6 +43,9 @@ pub mod layout;
 #[cfg(loom)]
 mod model;
 mod notice;
+#[cfg(feature = "nvshmem")]
+#[cfg(not(any(loom, shuttle)))]
+pub mod nvshmem;
 mod pe;
 #[cfg(not(any(loom, shuttle)))]
 pub mod rendezvous;
@@ -55,7 +58,7 @@ mod word;
 
 pub use buffer::{SepSrBuffer, SrBuffer};
 pub use error::Error;
-pub use fabric::{Bytes, Copy2d, Corner, Fabric, PeerAddress, Put, RegionId, Span};
+pub use fabric::{Bytes, Copy2d, Corner, Fabric, Note, PeerAddress, Put, RegionId, Span};
 pub use layout::Layout;
 pub use notice::Notice;
 pub use pe::{Pe, World};

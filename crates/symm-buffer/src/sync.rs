@@ -33,6 +33,12 @@ impl<T> Mutex<T> {
         Self(engine::sync::Mutex::new(value))
     }
 
+    #[cfg(feature = "nvshmem")]
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn into_inner(self) -> T {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,6 +67,10 @@ impl Condvar {
         self.0.notify_all();
     }
 }
+
+#[cfg(feature = "nvshmem")]
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use engine::sync::{OnceLock, atomic::fence};
 
 /// A count that a checker does not see: it is about the executions, not in them.
 #[cfg(all(loom, test))]

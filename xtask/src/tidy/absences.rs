@@ -20,17 +20,20 @@ enum Pattern {
 }
 
 /// Where unsafe code may stand, by start of the path.
-const UNSAFE_PLACES: [&str; 7] = [
+const UNSAFE_PLACES: [&str; 10] = [
+    "crates/gpu-sim/",
     "crates/nvshmem-sys/",
     "crates/symm-buffer/src/host/heap.rs",
     "crates/symm-buffer/src/model/cell.rs",
+    "crates/symm-buffer/src/nvshmem/",
+    "crates/symm-buffer/tests/processes/",
     "crates/fm3-kernels/src/cpu/gemm.rs",
     "crates/fm3-kernels/benches/engine.rs",
     "crates/fm3-kernels/src/cuda/",
     "crates/fm3-kernels/tests/gpu_",
 ];
 
-const ABSENCES: [Absence; 7] = [
+const ABSENCES: [Absence; 6] = [
     Absence {
         pattern: Pattern::Sequence(
             &["env", ":", ":"],
@@ -41,6 +44,10 @@ const ABSENCES: [Absence; 7] = [
                 && path != "crates/fm-cp/src/config.rs"
                 // FM_REQUIRE_GPU turns the skip of a GPU test into a failure.
                 && path != "crates/fm3-kernels/tests/gpu_common/device.rs"
+                // And a rank's process is told its part.
+                && path != "crates/symm-buffer/tests/processes/mod.rs"
+                // As a driver does.
+                && !path.starts_with("crates/gpu-sim/")
         },
         text: "reads or writes the environment; take an argument, only crates/fm-cp/src/config.rs reads it",
     },
@@ -48,6 +55,7 @@ const ABSENCES: [Absence; 7] = [
         pattern: Pattern::Sequence(&[], &["spin_loop", "yield_now"]),
         applies: |path| {
             !["deadline.rs", "sync.rs"].iter().any(|name| path == format!("crates/symm-buffer/src/{name}"))
+                && !path.starts_with("crates/gpu-sim/")
         },
         text: "spins by hand; wait through symm-buffer's deadline, which ends and reports",
     },
@@ -74,11 +82,6 @@ const ABSENCES: [Absence; 7] = [
             ["cp-overlap", "fm3-kernels"].iter().any(|name| path.starts_with(&format!("crates/{name}/")))
         },
         text: "only symm-buffer and nvshmem-sys know NVSHMEM; go through trait Fabric",
-    },
-    Absence {
-        pattern: Pattern::Word("nvshmem", false),
-        applies: |path| path.starts_with("crates/fm-cp/"),
-        text: "fm-cp may speak of NVSHMEM but not use it; go through trait Fabric",
     },
 ];
 

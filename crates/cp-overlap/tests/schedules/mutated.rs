@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use symm_buffer::host::{HostFabric, HostStream};
 use symm_buffer::{
-    Bytes, Epoch, Error, Fabric, Incarnation, Pe, PeerAddress, Put, RegionId, Report, SignalId, Span, Wait,
+    Bytes, Epoch, Error, Fabric, Incarnation, Note, Pe, PeerAddress, Put, RegionId, Report, SignalId, Span, Wait,
     World,
 };
 
@@ -119,6 +119,18 @@ impl Fabric for Mutated {
 
     fn stream(&self, name: &'static str) -> Result<HostStream, Error> {
         self.inner.stream(name)
+    }
+
+    fn follow(&self, stream: &Self::Stream, after: &Self::Stream) -> Result<(), Error> {
+        self.inner.follow(stream, after)
+    }
+
+    fn publish(&self, number: u64, note: Note) {
+        self.inner.publish(number, note);
+    }
+
+    fn published(&self, pe: Pe, number: u64) -> Result<Option<Note>, Error> {
+        self.inner.published(pe, number)
     }
 
     fn wait_on(&self, stream: &HostStream, wait: Wait, deadline: Duration) -> Result<(), Error> {

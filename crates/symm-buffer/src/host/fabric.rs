@@ -9,8 +9,8 @@ use super::{
     stream::{Core, Work, Worker, life},
 };
 use crate::{
-    Bytes, Copy2d, Epoch, Error, Fabric, Incarnation, Label, Notice, Pe, PeerAddress, Put, RegionId, Report,
-    SignalId, Span, Wait, World,
+    Bytes, Copy2d, Epoch, Error, Fabric, Incarnation, Label, Note, Notice, Pe, PeerAddress, Put, RegionId,
+    Report, SignalId, Span, Wait, World,
     deadline::{Deadline, Event, wait_until},
     sync::{Arc, Ordering, thread},
 };
@@ -176,6 +176,23 @@ impl Fabric for HostFabric {
             core.push(self.put_work(put, false)?, life)?;
         }
         core.push(self.put_work(put, wrong == Some(Wrong::Corrupt))?, life)
+    }
+
+    fn follow(&self, stream: &HostStream, after: &HostStream) -> Result<(), Error> {
+        let (call, life) = ("follow", life(&self.shared, self.me));
+        let core = self.core(call, stream)?;
+        let goal = self.core(call, after)?.goal();
+        self.check_alive()?;
+        core.push(Work::Follow { after: after.core.clone(), goal }, life)
+    }
+
+    fn publish(&self, number: u64, note: Note) {
+        self.shared.rank(self.me).publish(number, note);
+    }
+
+    fn published(&self, pe: Pe, number: u64) -> Result<Option<Note>, Error> {
+        self.shared.check_pe("published", pe)?;
+        Ok(self.shared.rank(pe).published(number))
     }
 
     fn wait_on(&self, stream: &HostStream, wait: Wait, deadline: Duration) -> Result<(), Error> {

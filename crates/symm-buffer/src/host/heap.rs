@@ -13,7 +13,7 @@ use std::{
 use super::claims::{Access, Claims, Rows};
 use super::ledger::{Entry, Ledger};
 use crate::{
-    Bytes, Copy2d, Corner, Error, Pe, RegionId, Span,
+    Bytes, Copy2d, Error, Pe, RegionId, Span,
     deadline::Event,
     layout::{ALIGNMENT, round_up},
     sync::{Arc, AtomicUsize, Mutex, Ordering},
@@ -268,8 +268,8 @@ impl CopyOp {
             Origin::Heap(region) => region.len,
             Origin::Source(hold) => Bytes(hold.0.len),
         };
-        check(copy.src, &copy, origin_len)?;
-        check(copy.dst, &copy, target.len)?;
+        copy.check_side(copy.src, origin_len)?;
+        copy.check_side(copy.dst, target.len)?;
         Ok(Self { origin, target, copy })
     }
 
@@ -297,23 +297,6 @@ impl CopyOp {
         let claim = target.claim(asked, to, Access::Write)?;
         let target = Side { base: target.base(to), _keep: Keep::Claim(claim) };
         Ok(Transfer { source, target, copy })
-    }
-}
-
-fn check(corner: Corner, copy: &Copy2d, len: Bytes) -> Result<(), Error> {
-    let call = "put_signal";
-    let Copy2d { width, rows, .. } = *copy;
-    let Corner { region, offset, pitch } = corner;
-    if rows > 1 && pitch < width {
-        return Err(Error::Pitch { call, rows, width, pitch });
-    }
-    let last_row = rows.saturating_sub(1).checked_mul(pitch);
-    let bytes = rows.checked_mul(width).and(last_row).and_then(|last| last.checked_add(width));
-    let Some(bytes) = bytes else { return Err(Error::Pitch { call, rows, width, pitch }) };
-    let span = Span { region, offset, len: if rows == 0 || width == 0 { 0 } else { bytes } };
-    match offset.checked_add(span.len) {
-        Some(end) if end <= len.0 => Ok(()),
-        _ => Err(Error::OutOfRange { call, span, region_len: len }),
     }
 }
 

@@ -1,5 +1,5 @@
 //! What belongs to one rank of a host world.
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::{
     HostConfig,
@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Error, Pe, RegionId, World,
     deadline::{Deadline, Event, wait_until},
+    fabric::{NOTES, Note},
     sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering},
 };
 
@@ -30,6 +31,8 @@ pub(super) struct Rank {
     pub(super) missteps: Missteps,
     sources: Mutex<Sources>,
     pub(super) workers: Mutex<Workers>,
+    /// Number and content, the oldest first.
+    notes: Mutex<VecDeque<(u64, Note)>>,
     /// 0 while its fabric is there, then 1, 2, ... in the order in which they went.
     left: AtomicUsize,
 }
@@ -59,6 +62,7 @@ impl Rank {
             missteps: Missteps::new(config.faults, me),
             sources: Mutex::default(),
             workers: Mutex::default(),
+            notes: Mutex::default(),
             left: AtomicUsize::new(0),
         }
     }
@@ -71,6 +75,20 @@ impl Rank {
     /// Its fabric went as the `number`-th.
     pub(super) fn leave(&self, number: usize) {
         self.left.store(number, Ordering::Release);
+    }
+
+    /// Keeps the last notes.
+    pub(super) fn publish(&self, number: u64, note: Note) {
+        let mut notes = self.notes.lock();
+        if notes.len() == NOTES {
+            notes.pop_front();
+        }
+        notes.push_back((number, note));
+    }
+
+    pub(super) fn published(&self, number: u64) -> Option<Note> {
+        let notes = self.notes.lock();
+        notes.iter().rev().find(|(told, _)| *told == number).map(|(_, note)| *note)
     }
 
     /// Keeps the failure if it is the first.

@@ -64,8 +64,22 @@ struct Op {
 
 /// What a stream does.
 pub(super) enum Work {
-    Put { to: Pe, copies: Vec<CopyOp>, post: Option<(Post, Arc<[Word]>)>, spoil: bool },
-    Wait { wait: Wait, words: Arc<[Word]>, deadline: Duration },
+    Put {
+        to: Pe,
+        copies: Vec<CopyOp>,
+        post: Option<(Post, Arc<[Word]>)>,
+        spoil: bool,
+    },
+    Wait {
+        wait: Wait,
+        words: Arc<[Word]>,
+        deadline: Duration,
+    },
+    /// Until another stream of the rank has done so much.
+    Follow {
+        after: Arc<Core>,
+        goal: u64,
+    },
 }
 
 /// The thread behind a stream.
@@ -137,6 +151,15 @@ impl Core {
                 Err(Error::Drain { call, me: self.me, stream: self.name, waited: expired.waited })
             }
         }
+    }
+
+    /// How much was ever queued.
+    pub(super) fn goal(&self) -> u64 {
+        self.queue.lock().pushed
+    }
+
+    fn has_done(&self, goal: u64) -> bool {
+        self.queue.lock().done >= goal
     }
 
     /// Drops queued work; what runs now ends by itself.
@@ -246,6 +269,16 @@ impl Runner<'_> {
                 self.shared.await_word(self.core.me, wait, word, deadline, life)?;
                 self.free_from = Instant::now();
                 Ok(())
+            }
+            Work::Follow { after, goal } => {
+                // The other stream's waits have deadlines, and it never waits for what comes after its goal.
+                let poll = || {
+                    let stopped = || self.shared.stopped(self.core.me, life).map(Err);
+                    if after.has_done(goal) { Some(Ok(())) } else { stopped() }
+                };
+                let waited = wait_until(&after.event, Deadline::never(), poll);
+                self.free_from = Instant::now();
+                waited.map_or(Ok(()), |waited| waited.value)
             }
         }
     }

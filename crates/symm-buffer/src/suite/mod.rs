@@ -9,6 +9,7 @@
 mod collectives;
 mod failures;
 mod moves;
+mod orders;
 mod random;
 mod rounds;
 
@@ -20,6 +21,7 @@ use rand_chacha::ChaCha8Rng;
 pub use collectives::{alloc_and_free, barrier_orders, sizes_that_differ_are_named};
 pub use failures::{a_lost_signal_is_named, a_missing_rank_is_named, bad_arguments_are_refused};
 pub use moves::{many_pieces, pitched_copies, ring, self_put, stream_order};
+pub use orders::{notes_are_told, put_all_at_once, streams_follow};
 pub use random::random_programs;
 pub use rounds::{double_buffered_gather, double_buffered_reduce, signals_from_all, stream_waits_relay};
 
@@ -32,6 +34,9 @@ use crate::{
 pub trait Backend {
     /// A rank of it.
     type Fabric: Fabric;
+
+    /// A test of this name, with its module, begins. For backends that run ranks in other processes.
+    fn begin(&self, _test: &'static str) {}
 
     /// Runs `body` once per rank, all at the same time, and passes panics on.
     fn run(&self, ranks: u32, body: &(dyn Fn(Self::Fabric) + Sync));
@@ -59,16 +64,20 @@ macro_rules! conformance {
     ($name:ident, $backend:expr) => {
         mod $name {
             use super::*;
-            $crate::conformance! { @cases $backend;
-                ring self_put pitched_copies many_pieces stream_order stream_waits_relay signals_from_all
+            $crate::conformance! { @cases $name $backend;
+                ring put_all_at_once streams_follow notes_are_told self_put pitched_copies many_pieces stream_order stream_waits_relay signals_from_all
                 barrier_orders alloc_and_free sizes_that_differ_are_named a_lost_signal_is_named
                 a_missing_rank_is_named bad_arguments_are_refused double_buffered_gather double_buffered_reduce
                 random_programs
             }
         }
     };
-    (@cases $backend:expr; $($case:ident)*) => {
-        $(#[test] fn $case() { $crate::suite::$case(&$backend); })*
+    (@cases $name:ident $backend:expr; $($case:ident)*) => {
+        $(#[test] fn $case() {
+            let backend = $backend;
+            $crate::suite::Backend::begin(&backend, concat!(stringify!($name), "::", stringify!($case)));
+            $crate::suite::$case(&backend);
+        })*
     };
 }
 

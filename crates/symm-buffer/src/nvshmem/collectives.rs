@@ -1,0 +1,94 @@
+//! Collectives of a group: what all ranks do together, or none.
+use std::time::Duration;
+
+use super::block::{At, Hall};
+use super::fabric::NvshmemFabric;
+use super::heap::Chunk;
+use super::meeting::{Ask, Outcome, Round};
+use super::node::Node;
+use super::record;
+use crate::deadline::Deadline;
+use crate::layout::ALIGNMENT;
+use crate::sync::Ordering;
+use crate::{Bytes, Error, Label, Notice, Pe, Report};
+
+impl NvshmemFabric {
+    /// Ends the group: drains my streams, meets all ranks, gives the memory back. Collective.
+    ///
+    /// # Errors
+    /// [`Error::Drain`], [`Error::Missing`], [`Error::Aborted`]; the memory is then lost until the process ends.
+    pub fn close(mut self, deadline: Duration) -> Result<(), Error> {
+        self.drain_all(Notice::Closing.name(), Deadline::after(deadline))?;
+        self.meet(Ask::Close, deadline)?;
+        let session = self.world.session.lock();
+        let chunks = self.heap.lock().take_all();
+        chunks.into_iter().chain(self.words.take()).for_each(|chunk| chunk.free(&session));
+        Ok(())
+    }
+
+    pub(super) fn drain_all(&self, call: &'static str, deadline: Deadline) -> Result<(), Error> {
+        let cores = self.node.cores();
+        cores.iter().try_for_each(|core| core.drain(&self.node, (call, None), deadline).map(drop))
+    }
+
+    /// Meets all ranks over `ask`.
+    pub(super) fn meet(&self, ask: Ask, budget: Duration) -> Result<(), Error> {
+        let (node, call, deadline) = (&*self.node, ask.call(), Deadline::after(budget));
+        let (hall, end): (_, &dyn Fn()) = match ask {
+            Ask::Recover => (Hall::Recovery, &|| begin_again(node)),
+            _ => (Hall::Collective, &|| ()),
+        };
+        let obeys_abort = hall == Hall::Collective;
+        if obeys_abort {
+            self.check_alive(call)?;
+        }
+        let round = Round::enter(&node.block, hall, node.me, ask, end);
+        match round.wait(deadline, || node.aborted(call).filter(|_| obeys_abort))? {
+            Outcome::Same => Ok(()),
+            Outcome::Differ(asks) => Err(differ(node.me, ask, &asks)),
+            Outcome::Missing(missing) => {
+                let (me, waited) = (node.me, deadline.waited());
+                let label = Label { stage: call, piece: 0 };
+                node.raise(Report { waited, ..Report::plain(me, missing, label) });
+                let error = Error::Missing { call, me, missing, waited };
+                node.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// More heap. Every rank has come to the same place, so NVSHMEM's own collective finds all.
+    pub(super) fn grow(&self, bytes: Bytes, deadline: Duration) -> Result<(), Error> {
+        let wanted = bytes.0.max(self.world.config.chunk.0);
+        let wanted = wanted.checked_next_multiple_of(ALIGNMENT).unwrap_or(wanted);
+        let chunk = Chunk::new(&self.world.session, self.node.me, wanted);
+        let all = self.meet(Ask::Grown(u64::from(chunk.is_ok())), deadline);
+        let chunk = match (chunk, all) {
+            (Ok(chunk), Ok(())) => chunk,
+            (Err(Error::Nvshmem(_)) | Ok(_), _) => {
+                return Err(Error::NoMemory { call: Notice::Alloc.name(), pe: self.node.me, wanted: bytes });
+            }
+            (Err(error), _) => return Err(error),
+        };
+        self.heap.lock().grow(wanted, chunk);
+        Ok(())
+    }
+}
+
+/// Done by the last rank that comes to the recovery: all streams are drained, nobody waits.
+fn begin_again(node: &Node) {
+    node.block.word(At::Incarnation).fetch_add(1, Ordering::AcqRel);
+    record::clear(&node.block);
+}
+
+/// Names the first rank around the ring that wants something else.
+fn differ(me: Pe, mine: Ask, asks: &[Ask]) -> Error {
+    let call = mine.call();
+    let ranks = (0_u32..).map(Pe).zip(asks.iter().copied());
+    let turned = ranks.clone().skip(me.index() + 1).chain(ranks);
+    let (peer, theirs) = turned.into_iter().find(|(_, ask)| *ask != mine).unwrap_or((me, mine));
+    match (mine, theirs) {
+        (Ask::Alloc(mine), Ask::Alloc(theirs)) => Error::AllocMismatch { call, me, peer, mine, theirs },
+        _ => Error::CallMismatch { call: format!("{mine:?}"), me, peer, theirs: format!("{theirs:?}") },
+    }
+}
