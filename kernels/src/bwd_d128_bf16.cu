@@ -1,4 +1,4 @@
-// Attention backward, head dim 128, bf16: the passes before and after, and the kernel.
+// Attention backward, head dim 128, bf16: the passes before and after, the kernel, and its other forms.
 #include "fm3/attn/backward.cuh"
 #include "fm3/attn/backward_passes.cuh"
 
@@ -18,4 +18,34 @@ extern "C" __global__ void __launch_bounds__(fm3::backward::kThreads, 1)
 extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
     fm3_bwd_finish_bf16(const __grid_constant__ fm3::BackwardFinishParams p) {
     fm3::backward::finish<__nv_bfloat16>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kThreads, 1)
+    fm3_bwd_d128_part_bf16(const __grid_constant__ fm3::BackwardParams p) {
+    fm3::backward::run<__nv_bfloat16, fm3::backward::Part>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kThreads, 1)
+    fm3_bwd_d128_slots_bf16(const __grid_constant__ fm3::BackwardParams p) {
+    fm3::backward::run<__nv_bfloat16, fm3::backward::SlotsPart>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kThreads, 1)
+    fm3_bwd_d128_ordered_bf16(const __grid_constant__ fm3::BackwardParams p) {
+    fm3::backward::run<__nv_bfloat16, fm3::backward::OrderedPart>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kThreads, 1)
+    fm3_bwd_d128_ordered_slots_bf16(const __grid_constant__ fm3::BackwardParams p) {
+    fm3::backward::run<__nv_bfloat16, fm3::backward::OrderedSlotsPart>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kOrderThreads)
+    fm3_bwd_order_bf16(const __grid_constant__ fm3::BackwardOrderParams p) {
+    fm3::backward::order(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
+    fm3_bwd_finish_part_bf16(const __grid_constant__ fm3::BackwardFinishParams p) {
+    fm3::backward::finish<__nv_bfloat16, true>(p);
 }

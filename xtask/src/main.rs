@@ -8,6 +8,7 @@
 #[allow(dead_code, reason = "the example also writes files")]
 mod attention_file;
 mod bench;
+mod bench_fabric;
 mod bindgen;
 mod build_kernels;
 mod bundle;
@@ -43,6 +44,9 @@ enum Command {
     Demo(demo::args::DemoArgs),
     /// Times the forward on a GPU, beside cuDNN and FlexAttention
     Bench(bench::BenchArgs),
+    /// Times puts, signals and their latencies between two processes on GPUs, alone and beside attention
+    #[command(disable_help_flag = true)]
+    BenchFabric(bench_fabric::BenchFabricArgs),
     /// Compiles the CUDA kernels and checks their budgets; sets up a compiler where there is none
     BuildKernels(build_kernels::BuildKernelsArgs),
     /// Packs GPU tests, benchmark and kernels for a machine without cargo
@@ -65,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::execute(&args),
         Command::Bench(args) => bench::execute(&args),
+        Command::BenchFabric(args) => bench_fabric::execute(&args),
         Command::BuildKernels(args) => build_kernels::execute(&args),
         Command::Bundle(args) => bundle::execute(&args),
         Command::Codegen(args) => codegen::execute(&args),

@@ -6,12 +6,12 @@ mod gpu_common;
 use std::time::Duration;
 
 use fm3_kernels::cuda::cudarc::driver::{CudaSlice, DevicePtr, result, sys};
-use fm3_kernels::cuda::{AbortWord, PreparedMask, Signal, Wait, Workspace};
+use fm3_kernels::cuda::{AbortWord, PreparedMask, Wait, Workspace};
 use fm3_kernels::mask::MaskDims;
 use fm3_kernels::{Dims, FlashMask};
 use gpu_common::case::{Outputs, Segmented, Tensors};
 use gpu_common::keys::{Buffers, KeyBuffers, Waits, run, with_signals};
-use gpu_common::{Case, Gpu, Layout, Suite, check, masks};
+use gpu_common::{Case, Gpu, Layout, Suite, Words, check, masks};
 use half::bf16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -72,9 +72,8 @@ impl Signalled {
         let tensors = case.tensors::<bf16>();
         let mask = PreparedMask::new(gpu.kernels(), &gpu.stream, &case.mask, &case.segments()).unwrap();
         let mut buffers = Buffers::new(&gpu, &case, &tensors);
-        let words = Words::new(start);
-        // SAFETY: the words live as long as the problem.
-        with_signals(&mut buffers, |index| unsafe { Signal::new(words.address(index as u64)) }.unwrap());
+        let words = Words::new(&[start; 3]);
+        with_signals(&mut buffers, |index| words.signal(index));
         let workspace = Workspace::new(&gpu.stream).unwrap();
         gpu.stream.synchronize().unwrap();
         Some(Self { gpu, case, tensors, mask, buffers, words, workspace })
@@ -97,35 +96,7 @@ impl Signalled {
 
     /// Writes a signal in the order of another stream.
     fn post(&self, stream: sys::CUstream, segment: u64, value: u64) {
-        // SAFETY: the word is device memory of this context, and the stream is alive.
-        let answer = unsafe { sys::cuStreamWriteValue64_v2(stream, self.words.address(segment), value, 0) };
-        answer.result().unwrap();
-    }
-}
-
-/// Three signals, 128 bytes apart. Stream writes refuse memory of the stream-ordered pool, where cudarc's slices lie.
-struct Words(u64);
-
-impl Words {
-    fn new(start: u64) -> Self {
-        let values = [start; 3 * 16];
-        // SAFETY: the context is current, since a `Gpu` was made on this thread.
-        let address = unsafe { result::malloc_sync(size_of_val(&values)) }.unwrap();
-        // SAFETY: as many bytes were allocated.
-        unsafe { result::memcpy_htod_sync(address, &values) }.unwrap();
-        Self(address)
-    }
-
-    fn address(&self, index: u64) -> u64 {
-        self.0 + 128 * index
-    }
-}
-
-impl Drop for Words {
-    fn drop(&mut self) {
-        // SAFETY: allocated above; freeing waits for the device, so no kernel reads it any more.
-        let freed = unsafe { result::free_sync(self.0) };
-        assert!(freed.is_ok() || std::thread::panicking(), "{freed:?}");
+        self.words.post(stream, (segment, value));
     }
 }
 

@@ -2,8 +2,12 @@
 use std::sync::Arc;
 
 use crate::code::Outcome;
-use crate::memory;
 use crate::stream::Stream;
+use crate::{context, memory};
+
+/// Bytes from pageable memory that the driver takes without waiting for the stream (CUDA programming guide,
+/// asynchronous execution: copies of 64 KB or less). For more it may wait, so programs must not rely on either.
+const STAGED_AT_ONCE: usize = 64 << 10;
 
 /// Rows of bytes at equal distances.
 #[derive(Clone, Copy, Debug)]
@@ -75,11 +79,16 @@ pub(crate) fn copy_now(copy: Copy) -> Outcome {
 
 /// Copies in a stream, one after the other.
 ///
-/// As in the real driver, what comes from pageable memory is taken before this returns, and it returns only when what
-/// goes to pageable memory is there.
+/// As in the real driver, what comes from pageable memory is taken before this returns, for which a piece above
+/// [`STAGED_AT_ONCE`] waits for the stream; and this returns only when what goes to pageable memory is there.
 pub(crate) fn copy_in_stream(stream: &Arc<Stream>, mut copies: Vec<Copy>) -> Outcome {
     copies.retain(|copy| !copy.is_empty());
     let ends = copies.iter().map(Copy::check).collect::<Outcome<Vec<_>>>()?;
+    let is_large =
+        |(copy, ends): (&Copy, &Ends)| ends.from_pageable && copy.width * copy.height > STAGED_AT_ONCE;
+    if copies.iter().zip(&ends).any(is_large) {
+        stream.synchronize();
+    }
     let mut staged = Vec::new();
     for (copy, _) in copies.iter_mut().zip(&ends).filter(|(_, ends)| ends.from_pageable) {
         let mut buffer = vec![0_u8; copy.width * copy.height];
@@ -94,6 +103,7 @@ pub(crate) fn copy_in_stream(stream: &Arc<Stream>, mut copies: Vec<Copy>) -> Out
     });
     if ends.iter().any(|ends| ends.to_pageable) {
         stream.synchronize();
+        context::healthy()?;
     }
     Ok(())
 }

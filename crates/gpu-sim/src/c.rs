@@ -8,7 +8,10 @@ use crate::code::{Code, Outcome};
 
 /// Exports functions to which C gives more parameters than ours may have.
 macro_rules! export {
-    ($($(#[$documentation:meta])* fn $name:ident($($parameter:ident: $type:ty),* $(,)?) $(-> $value:ty)? $body:block)*) => {
+    ($(
+        $(#[$documentation:meta])*
+        fn $name:ident($($parameter:ident: $type:ty),* $(,)?) $(-> $value:ty)? $body:block
+    )*) => {
         $(
             $(#[$documentation])*
             #[unsafe(no_mangle)]

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::code::{Code, Outcome};
-use crate::config;
 use crate::table::{Table, lock};
+use crate::{config, stream};
 
 /// Set by `cuInit`.
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
@@ -50,9 +50,7 @@ pub(crate) fn answer(needs: Needs, body: impl FnOnce() -> Outcome) -> u32 {
         if needs >= Needs::Healthy {
             healthy()?;
         }
-        body()?;
-        // What the body waited for may have failed meanwhile.
-        if needs >= Needs::Healthy { healthy() } else { Ok(()) }
+        body()
     };
     checked().map_or_else(|code| code.0, |()| 0)
 }
@@ -72,7 +70,8 @@ pub(crate) fn has_failed() -> bool {
     FAILED.load(Ordering::Acquire) != 0
 }
 
-fn healthy() -> Outcome {
+/// The failure, for those who waited for work.
+pub(crate) fn healthy() -> Outcome {
     match FAILED.load(Ordering::Acquire) {
         0 => Ok(()),
         code => Err(Code(code)),
@@ -138,6 +137,10 @@ pub(crate) fn release(ordinal: i32) -> Outcome {
     let (handle, held) = primary.get_mut(&ordinal).ok_or(Code::ERROR_INVALID_CONTEXT)?;
     *held -= 1;
     if *held == 0 {
+        // What is still queued gives up because of the failure, and must see it.
+        if has_failed() {
+            stream::synchronize_all();
+        }
         CONTEXTS.remove(*handle)?;
         primary.remove(&ordinal);
         FAILED.store(0, Ordering::Release);

@@ -1,5 +1,7 @@
 //! Kernels: functions of a plugin, and two of the simulator's own.
+use std::error::Error as _;
 use std::ffi::{CString, c_char, c_void};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -162,9 +164,10 @@ fn spin(address: u64, at_least: u64) -> Outcome {
 fn plugin() -> Outcome<Option<&'static Plugin>> {
     static PLUGIN: OnceLock<Result<Option<Plugin>, libloading::Error>> = OnceLock::new();
     let loaded = PLUGIN.get_or_init(|| {
-        let loaded = config::kernels().map(|file| load(&file)).transpose();
-        if let Err(why) = &loaded {
-            complain(why);
+        let file = config::kernels();
+        let loaded = file.as_deref().map(load).transpose();
+        if let (Err(error), Some(file)) = (&loaded, &file) {
+            complain(file, error);
         }
         loaded
     });
@@ -172,11 +175,12 @@ fn plugin() -> Outcome<Option<&'static Plugin>> {
 }
 
 #[expect(clippy::print_stderr, reason = "a code alone does not say what is wrong with a plugin")]
-fn complain(why: &libloading::Error) {
-    eprintln!("gpu-sim: GPU_SIM_KERNELS cannot be loaded: {why}");
+fn complain(file: &Path, error: &libloading::Error) {
+    let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    eprintln!("gpu-sim: GPU_SIM_KERNELS={} cannot be loaded: {why}", file.display());
 }
 
-fn load(file: &std::path::Path) -> Result<Plugin, libloading::Error> {
+fn load(file: &Path) -> Result<Plugin, libloading::Error> {
     // SAFETY: whoever sets the variable vouches that the file is a plugin, whose initialisers do no harm.
     let library = unsafe { Library::new(file) }?;
     // SAFETY: a plugin's function of this name has this type.

@@ -27,5 +27,10 @@ mod table;
 mod tensor_map;
 mod word;
 
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use install::{Error, Installed, install};
 pub use tensor_map::TensorMap;

@@ -64,10 +64,13 @@ pub(crate) fn register(first: usize, bytes: usize) -> Outcome {
     if first == 0 || bytes == 0 {
         return Err(Code::ERROR_INVALID_VALUE);
     }
-    if find(first).is_some() || find(first.saturating_add(bytes - 1)).is_some() {
+    let mut ranges = lock(&RANGES);
+    // Ranges do not overlap: of those that begin before the end, the last ends last.
+    let last = ranges.range(..first.saturating_add(bytes)).next_back();
+    if last.is_some_and(|(_, last)| last.first + last.bytes > first) {
         return Err(Code::ERROR_HOST_MEMORY_ALREADY_REGISTERED);
     }
-    add(Range { first, bytes, kind: Kind::Registered });
+    ranges.insert(first, Range { first, bytes, kind: Kind::Registered });
     Ok(())
 }
 

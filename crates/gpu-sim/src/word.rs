@@ -7,7 +7,7 @@ use crate::code::{Code, Outcome};
 use crate::{context, memory};
 
 /// Loads in a row before the first sleep: a partner that runs right now answers within them.
-const SPINS: u32 = 200;
+const SPINS: u32 = 1000;
 
 /// Between two looks after that: many processes share few cores.
 const SLEEP: Duration = Duration::from_micros(50);

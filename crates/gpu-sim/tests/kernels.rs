@@ -24,6 +24,7 @@ fn child() {
         "spin" => spin(),
         "plugin" => plugin(),
         "failure" => failure(),
+        "anew" => anew(),
         "maps" => maps(),
         "no-plugin" => no_plugin(),
         other => panic!("no case {other}"),
@@ -151,10 +152,27 @@ fn failure() {
     assert!(event.synchronize().is_err() && context.new_stream().is_err());
     assert_eq!(get(out), 0);
     assert!(begin.elapsed().as_secs() < 10);
-    // A new primary context starts anew.
-    drop((event, one, two, three, fail, spin, module));
-    drop(context);
-    gpu::context().new_stream().unwrap().synchronize().unwrap();
+}
+
+#[test]
+fn a_new_context_starts_anew_after_a_failure() {
+    common::run("anew", &[("CUDA_DEVICE_MAX_CONNECTIONS", "1")]);
+}
+
+fn anew() {
+    for _ in 0..20 {
+        let context = gpu::context();
+        let module = module(&context);
+        let fail = module.load_function("gpu_sim_fail").unwrap();
+        let [one, two] = [(); 2].map(|()| gpu::stream(&context));
+        let never = &gpu::words(1)[0];
+        launch(&one, &fail, 719_u64, 1, 0).unwrap();
+        // Blocks the one connection, perhaps after the failure.
+        _ = gpu::wait_until(&two, at(never), 1, 0);
+        soon("the launch fails", || context.new_event(None).is_err());
+        drop((one, two, fail, module, context));
+        gpu::stream(&gpu::context()).synchronize().unwrap();
+    }
 }
 
 #[test]

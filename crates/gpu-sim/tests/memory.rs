@@ -94,6 +94,7 @@ fn pageable() {
         set(gate, 1);
         assert_eq!(back.join().unwrap(), vec![3; 100]);
     });
+    large_pageable(&context, &stream);
     // Pinned memory is read when the stream comes to it.
     // SAFETY: a context is current.
     let pinned = unsafe { result::malloc_host(8, 0) }.unwrap();
@@ -108,6 +109,24 @@ fn pageable() {
     assert_eq!(get(&words[100]), 6);
 }
 
+/// Too much to be taken at once: the call waits for the stream.
+fn large_pageable(context: &CudaContext, stream: &CudaStream) {
+    let words = gpu::words(10_001);
+    let (gate, there) = (&words[0], at(&words[1]));
+    gpu::wait(stream, gate, 1);
+    std::thread::scope(|scope| {
+        let copy = scope.spawn(|| {
+            context.bind_to_thread().unwrap();
+            // SAFETY: the driver takes pageable memory before it returns.
+            unsafe { result::memcpy_htod_async(there, &[9_u64; 10_000], stream.cu_stream()) }.unwrap();
+        });
+        stays("a large copy waits at the call", || !copy.is_finished());
+        set(gate, 1);
+    });
+    stream.synchronize().unwrap();
+    assert!(words[1..].iter().all(|word| get(word) == 9));
+}
+
 #[test]
 fn pitched_copies_and_fills_touch_their_rows_only() {
     common::run("pitched", &[]);
@@ -119,15 +138,13 @@ fn pitched() {
     let from = stream.clone_htod(&(0..120_u8).collect::<Vec<_>>()).unwrap();
     let to = stream.clone_htod(&[200_u8; 90]).unwrap();
     let (from_address, to_address) = (address(&from, &stream), address(&to, &stream));
-    // SAFETY: all zeros is a copy of nothing.
-    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-    copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    (copy.srcDevice, copy.srcPitch, copy.srcXInBytes, copy.srcY) = (from_address, 20, 3, 1);
-    (copy.dstDevice, copy.dstPitch, copy.dstXInBytes, copy.dstY) = (to_address, 15, 2, 0);
-    (copy.WidthInBytes, copy.Height) = (7, 5);
-    // SAFETY: all rows lie in both slices.
-    unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.cu_stream()) }.result().unwrap();
+    // CUDA_MEMCPY2D, word by word: for each end x, y, kind (2: device), host, device, array, pitch; width, height.
+    let mut copy = [3, 1, 2, 0, from_address, 0, 20, 2, 0, 2, 0, to_address, 0, 15, 7, 5];
+    let queue = |copy: &[u64; 16]| {
+        // SAFETY: the words are the structure; all rows lie in both slices, or the driver refuses it.
+        unsafe { sys::cuMemcpy2DAsync_v2(copy.as_ptr().cast(), stream.cu_stream()) }
+    };
+    queue(&copy).result().unwrap();
     let row_of = |at: usize| (at / 15, at % 15);
     let wanted: Vec<u8> = (0..90)
         .map(|at| match row_of(at) {
@@ -136,10 +153,8 @@ fn pitched() {
         })
         .collect();
     assert_eq!(stream.clone_dtoh(&to).unwrap(), wanted);
-    copy.srcPitch = 9;
-    // SAFETY: the driver refuses it.
-    let refused = unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.cu_stream()) };
-    assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_VALUE);
+    copy[6] = 9;
+    assert_eq!(queue(&copy), CUresult::CUDA_ERROR_INVALID_VALUE);
     // SAFETY: three rows of two words lie in the slice.
     unsafe { sys::cuMemsetD2D32Async(to_address, 16, 0x0404_0404, 2, 3, stream.cu_stream()) }
         .result()
@@ -242,7 +257,7 @@ fn streams_of_two_processes_meet_in_registered_shared_memory() {
     children.into_iter().for_each(|child| drop(child.succeed()));
 }
 
-fn shared(file: &str, me: usize) {
+fn shared(file: &str, me: u64) {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
     let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
     let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
@@ -255,9 +270,10 @@ fn shared(file: &str, me: usize) {
     let mut device = 0;
     // SAFETY: the address goes to a variable.
     unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, page, 0) }.result().unwrap();
-    // SAFETY: both words lie in the page.
-    let [mine, other] =
-        [me, 1 - me].map(|at| unsafe { AtomicU64::from_ptr((device as *mut u64).add(8 * at)) });
+    let [mine, other] = [me, 1 - me].map(|at| {
+        // SAFETY: both words lie in the page, and are used as atomics only.
+        unsafe { AtomicU64::from_ptr((device + 8 * at) as *mut u64) }
+    });
     for round in 1..=200 {
         if me == 0 {
             gpu::write(&stream, mine, round);

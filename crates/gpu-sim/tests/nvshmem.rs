@@ -8,10 +8,14 @@ mod gpu;
 use std::alloc::Layout;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::Process;
 use cudarc::driver::CudaContext;
+use gpu::get;
+use nvshmem_sys::result::stream::{Completion, Signal, Transfer};
+use nvshmem_sys::result::{stream as on, team};
 use nvshmem_sys::{Error, Nvshmem, Search, Seat, Session, Status, UniqueId};
 
 /// What a child was told: its case, where the id lies, its seat.
@@ -32,6 +36,10 @@ fn child() {
         "ring" => ring(&rank),
         "again" => again(&rank),
         "seat" => drop(rank.start("id")),
+        "on-stream" => on_stream(&rank),
+        "teams" => teams(&rank),
+        "one-gpu" => one_gpu(&rank),
+        "not-simulated" => not_simulated(&rank),
         other => panic!("no case {other}"),
     }
 }
@@ -150,8 +158,14 @@ fn again(rank: &Rank) {
         // SAFETY: as before.
         let full = unsafe { session.alloc(more) };
         assert!(matches!(full, Err(Error::NoMemory { .. })));
+        // SAFETY: the block has room for a word, and is the host's too.
+        let came = unsafe { AtomicU64::from_ptr(two.as_ptr().cast()) };
+        thread::sleep(Duration::from_millis(40 * u64::from(rank.seat.pe)));
+        gpu::set(came, 1);
         // SAFETY: as before; nothing uses it.
         unsafe { session.free(one) };
+        // Nobody's call returns before all come.
+        assert_eq!(get(peer(&session, came, 1 - rank.seat.pe)), 1);
         // SAFETY: as before.
         assert_eq!(unsafe { session.alloc(more) }.unwrap(), one);
         assert_ne!(one, two);
@@ -172,4 +186,127 @@ fn two_ranks_of_one_number_and_worlds_that_differ_end_all_processes() {
         assert!(ends.iter().any(|end| end.text.contains(why)), "{}", ends[1].text);
         assert!(begin.elapsed() < Duration::from_secs(10));
     }
+}
+
+#[test]
+fn puts_gets_signals_and_barriers_run_in_streams() {
+    all("on-stream", 3, &[("NVSHMEM_SYMMETRIC_SIZE", "1M")]);
+}
+
+fn on_stream(rank: &Rank) {
+    let Seat { pe, world } = rank.seat;
+    let context = CudaContext::new(0).unwrap();
+    let session = rank.start("id");
+    let (api, stream) = (session.api(), gpu::stream(&context));
+    let queue = stream.cu_stream().cast();
+    let words = block(&session, 64);
+    let (inbox, source, got, signal) = (&words[0], &words[8], &words[16], &words[32]);
+    let next = i32::try_from((pe + 1) % world).unwrap();
+    let before = u64::from((pe + world - 1) % world);
+    for round in 1..=50_u64 {
+        let completion = if round % 2 == 0 { Completion::InOrder } else { Completion::AtQuiet };
+        let transfer = |dest: &AtomicU64, source: &AtomicU64| {
+            let (dest, source) = (dest.as_ptr().cast(), source.as_ptr().cast());
+            Transfer { dest, source, bytes: 8, pe: next }
+        };
+        gpu::write(&stream, source, round * 10 + u64::from(pe));
+        let set = Signal { word: signal.as_ptr(), value: round };
+        // SAFETY: words of the heap, a rank, a live stream; here and below.
+        unsafe { on::put_signal(api, transfer(inbox, source), set, completion, queue) };
+        // SAFETY: as before.
+        unsafe { on::wait(api, set, queue) };
+        // SAFETY: as before.
+        unsafe { on::barrier_all(api, queue) };
+        // What the next rank got is what I sent.
+        // SAFETY: as before.
+        unsafe { on::get(api, transfer(got, inbox), completion, queue) };
+        // SAFETY: as before.
+        unsafe { on::quiet(api, queue) };
+        // SAFETY: as before.
+        unsafe { on::sync_all(api, queue) };
+        stream.synchronize().unwrap();
+        assert_eq!([get(inbox), get(got)], [round * 10 + before, round * 10 + u64::from(pe)]);
+        barrier(&session);
+    }
+}
+
+#[test]
+fn teams_have_numbers_and_barriers_of_their_own() {
+    all("teams", 5, &[("NVSHMEM_SYMMETRIC_SIZE", "1M")]);
+}
+
+fn teams(rank: &Rank) {
+    let pe = i32::try_from(rank.seat.pe).unwrap();
+    let _context = CudaContext::new(0).unwrap();
+    let session = rank.start("id");
+    let (api, words) = (session.api(), block(&session, 8));
+    // Ranks 0, 2, 4; then the last two of them.
+    let odd = team::Strided { start: 0, stride: 2, size: 3 };
+    // SAFETY: all ranks split.
+    let outer = unsafe { team::split_strided(api, 0, odd) }.unwrap();
+    assert_eq!(outer.is_some(), pe % 2 == 0);
+    let Some(outer) = outer else { return barrier(&session) };
+    // SAFETY: the team lives, here and below.
+    assert_eq!(unsafe { team::my_pe(api, outer) }, Some(pe / 2));
+    // SAFETY: as before.
+    assert_eq!(unsafe { team::n_pes(api, outer) }, Some(3));
+    // SAFETY: as before.
+    assert_eq!(unsafe { team::translate_pe(api, outer, 1, 0) }, Some(2));
+    // SAFETY: as before.
+    assert_eq!(unsafe { team::translate_pe(api, 0, 3, outer) }, None);
+    let last = team::Strided { start: 1, stride: 1, size: 2 };
+    // SAFETY: all ranks of the parent split.
+    let inner = unsafe { team::split_strided(api, outer, last) }.unwrap();
+    assert_eq!(inner.is_some(), pe > 0);
+    if let Some(inner) = inner {
+        for round in 1..=20 {
+            gpu::set(peer(&session, &words[0], if pe == 2 { 4 } else { 2 }), round);
+            // SAFETY: both ranks of the team come.
+            unsafe { team::sync(api, inner) }.unwrap();
+            assert_eq!(get(&words[0]), round);
+            // SAFETY: as before.
+            unsafe { team::barrier(api, inner) }.unwrap();
+        }
+        // SAFETY: nothing uses it any more.
+        unsafe { team::destroy(api, inner) };
+        // SAFETY: a team that is gone has no ranks.
+        assert_eq!(unsafe { team::my_pe(api, inner) }, None);
+    }
+    barrier(&session);
+}
+
+#[test]
+fn several_ranks_on_one_gpu_have_limits() {
+    let variables = [("NVSHMEM_SYMMETRIC_SIZE", "1M"), ("GPU_SIM_ONE_GPU", "1")];
+    let (_folder, processes) = world("one-gpu", &[(0, 2), (1, 2)], &variables);
+    let ends: Vec<_> = processes.into_iter().map(Process::end).collect();
+    assert!(ends.iter().all(|end| end.status.code() == Some(255) && end.text.contains("needs MPS")));
+}
+
+fn one_gpu(rank: &Rank) {
+    let context = CudaContext::new(0).unwrap();
+    assert!(context.uuid().unwrap().bytes[8..].iter().all(|byte| *byte == 0));
+    let session = rank.start("id");
+    assert_eq!(rank.nvshmem.status(), Status::LimitedSharing);
+    let (words, stream) = (block(&session, 1), gpu::stream(&context));
+    let set = Signal { word: words[0].as_ptr(), value: 0 };
+    // SAFETY: a word of the heap and a live stream.
+    unsafe { on::wait(session.api(), set, stream.cu_stream().cast()) };
+}
+
+#[test]
+fn what_is_not_simulated_says_so_and_aborts() {
+    let variables = [("NVSHMEM_SYMMETRIC_SIZE", "1M")];
+    let (_folder, mut processes) = world("not-simulated", &[(0, 1)], &variables);
+    let end = processes.remove(0).end();
+    assert!(
+        !end.status.success() && end.text.contains("nvshmemx_buffer_register_symmetric is not simulated")
+    );
+}
+
+fn not_simulated(rank: &Rank) {
+    let _context = CudaContext::new(0).unwrap();
+    let session = rank.start("id");
+    // SAFETY: it ends the process.
+    unsafe { (session.api().nvshmemx_buffer_register_symmetric)(std::ptr::null_mut(), 0, 0) };
 }

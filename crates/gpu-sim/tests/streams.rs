@@ -64,6 +64,7 @@ fn events() {
     let [one, two] = [(); 2].map(|()| gpu::stream(&context));
     let [gate, data, copy, ..] = gpu::words(8) else { unreachable!() };
     let begin = one.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
+    begin.synchronize().unwrap();
     gpu::wait(&one, gate, 1);
     gpu::write(&one, data, 7);
     let event = one.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).unwrap();

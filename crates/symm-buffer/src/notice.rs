@@ -28,11 +28,13 @@ pub enum Notice {
     Closing,
     /// Who changed what a wait reads, to who waits: look again.
     Wake,
+    /// A rank to all: numbers under a number, from host to host.
+    Note,
 }
 
 impl Notice {
     /// All events, in table order.
-    pub const ALL: [Notice; 11] = [
+    pub const ALL: [Notice; 12] = [
         Self::Queue,
         Self::Drain,
         Self::Source,
@@ -44,6 +46,7 @@ impl Notice {
         Self::Recover,
         Self::Closing,
         Self::Wake,
+        Self::Note,
     ];
 
     /// Its name in the table, in errors and in reports.
@@ -60,6 +63,7 @@ impl Notice {
             Self::Recover => "recover",
             Self::Closing => "closing",
             Self::Wake => "wake",
+            Self::Note => "note",
         }
     }
 }

@@ -21,7 +21,9 @@ pub(super) fn hgmma(sass: &str) -> BTreeMap<String, u64> {
 pub(super) fn constant(ptx: &str, name: &str) -> Option<u64> {
     let start = format!(" {name} = ");
     let line = ptx.lines().find(|line| line.contains(".global") && line.contains(&start))?;
-    line.split_once(&start)?.1.trim_end().trim_end_matches(';').parse().ok()
+    let value = line.split_once(&start)?.1.trim_end().trim_end_matches(';');
+    // The compiler writes numbers from 2^63 on as negative ones.
+    value.parse().ok().or_else(|| value.parse::<i64>().ok().map(i64::cast_unsigned))
 }
 
 #[cfg(test)]
@@ -49,5 +51,7 @@ mod tests {
         assert_eq!(constant(ptx, "fm3_smem_bytes"), Some(12345));
         assert_eq!(constant(ptx, "fm3_abi_hash"), Some(5_741_524_231_016_681_464));
         assert_eq!(constant(ptx, "other"), None);
+        let large = ".global .align 8 .u64 fm3_abi_hash = -1797409066170889291;\n";
+        assert_eq!(constant(large, "fm3_abi_hash"), Some(0xe70e_51fa_36d1_4bb5));
     }
 }

@@ -1,4 +1,4 @@
-//! The programs of a bundle: GPU tests of fm3-kernels, and this program for its `bench`.
+//! The programs of a bundle: all GPU tests, the fabric's benchmark, and this program for its `bench`.
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -16,15 +16,24 @@ pub(super) struct Program {
     pub path: PathBuf,
 }
 
+/// Packages with GPU tests, and their features.
+const TESTS: [&str; 3] =
+    ["fm3-kernels --features cuda", "symm-buffer --features nvshmem", "fabric-bench"];
+
 /// Builds all of them, optimised.
 ///
 /// # Errors
 /// When cargo fails.
 pub(super) fn build() -> anyhow::Result<Vec<Program>> {
-    let tests = "test --no-run --release --package fm3-kernels --features cuda --test gpu_*";
-    let mut programs = cargo(tests)?;
+    let mut programs = Vec::new();
+    for tests in TESTS {
+        let line = format!("test --no-run --release --package {tests} --test gpu_*");
+        let built = cargo(&line)?;
+        ensure!(!built.is_empty(), "cargo built no GPU tests; it ran `cargo {line}`");
+        programs.extend(built);
+    }
     programs.extend(cargo("build --release --package xtask --bin xtask")?);
-    ensure!(programs.len() > 1, "cargo built no GPU tests; it ran `cargo {tests}`");
+    programs.extend(cargo("build --release --package fabric-bench --bin fabric-bench")?);
     Ok(programs)
 }
 

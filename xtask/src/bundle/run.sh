@@ -5,6 +5,7 @@
 #   run.sh [--out DIR] jitter [WORD...]     the same with kernels that pause at random, for each seed
 #   run.sh [--out DIR] sanitize [WORD...]   under compute-sanitizer: memcheck, then synccheck
 #   run.sh [--out DIR] bench [FLAGS]        cargo xtask bench: --json F, --peers; --help lists the rest
+#   run.sh [--out DIR] bench-fabric [FLAGS] cargo xtask bench-fabric: --json F, --svg F; --help lists the rest
 #
 # With --out, or the variable OUT, a copy of the output goes to one file there for each command, and bench's JSON.
 set -uo pipefail
@@ -95,8 +96,15 @@ bench)
     fi
     "$here/xtask" bench "$@" | keep bench.txt
     ;;
+bench-fabric)
+    if [[ -n $out && " $* " != *" --json "* ]]; then
+        mkdir -p "$out"
+        set -- "$@" --json "$out/fabric.json" --svg "$out/fabric.svg"
+    fi
+    "$here/fabric-bench" "$@" | keep fabric.txt
+    ;;
 *)
-    sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
     ;;
 esac

@@ -5,11 +5,13 @@ use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
 
 use super::CudaError;
 use super::attention::{Attention, query_map};
-use super::backward_problem::BackwardProblem;
+use super::backward_kernels::Backward;
+use super::backward_parts::{GradientPart, PartGrads};
+use super::backward_problem::{BackwardProblem, check_like_keys, grad_maps};
 use super::backward_views::{KeyGrads, LseView};
 use super::backward_workspace::{Addresses, BackwardWorkspace};
+use super::check::wrong;
 use super::driver::Named;
-use super::kernels::Backward;
 use super::keys::Keys;
 use super::launch::{Grid, launch};
 use super::prepared::PreparedMask;
@@ -44,6 +46,27 @@ pub struct BackwardCall<'a> {
     pub options: BackwardOptions,
 }
 
+/// What a backward pass reads: the inputs of [`Attention::begin_backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardInputs<'a> {
+    /// Q, [b, sq, hq, 128].
+    pub q: &'a DeviceView<'a>,
+    /// K and V, the type of Q.
+    pub keys: Keys<'a>,
+    /// O of the forward pass, the type and extents of Q.
+    pub o: &'a DeviceView<'a>,
+    /// dO, the type and extents of Q.
+    pub dout: &'a DeviceView<'a>,
+    /// LSE of the forward pass, [b, hq, sq].
+    pub lse: &'a LseView<'a>,
+    /// Who sees whom, prepared for the same key segments.
+    pub mask: &'a PreparedMask,
+    /// Factor of Q K^T before softmax, above 0: that of the forward pass.
+    pub scale: f32,
+    /// The rest.
+    pub options: BackwardOptions,
+}
+
 /// What a call may leave as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackwardOptions {
@@ -52,37 +75,67 @@ pub struct BackwardOptions {
     pub section_heads: Option<usize>,
     /// Multiprocessors that are left to others.
     pub margin: usize,
+    /// Whether dQ of equal calls has equal bits, whatever the number of multiprocessors: its sums are then added in one
+    /// order, which costs waiting. dK and dV always repeat.
+    pub deterministic: bool,
+}
+
+impl<'a> BackwardCall<'a> {
+    /// All but the outputs.
+    pub const fn inputs(&self) -> BackwardInputs<'a> {
+        let Self { q, keys, o, dout, lse, mask, scale, options, .. } = *self;
+        BackwardInputs { q, keys, o, dout, lse, mask, scale, options }
+    }
 }
 
 impl Attention {
     /// Enqueues one backward pass on `stream`, which `workspace` must be of.
     ///
     /// Nothing is allocated, nothing synchronises, nothing is kept from call to call. dK and dV of equal calls have
-    /// equal bits; dQ is summed in f32 in any order. Calls can be captured into a graph, if the context does not track
-    /// events.
+    /// equal bits; dQ too if [`BackwardOptions::deterministic`] is set, otherwise it is summed in f32 in any order.
+    /// Calls can be captured into a graph, if the context does not track events.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); [`CudaError::NoKernels`] when the backward kernels are not there;
-    /// [`CudaError::Workspace`] when the problem does not fit; [`CudaError::Value`] for keys with signals, and for
-    /// segments whose gradients would lie on each other.
+    /// [`CudaError::Workspace`] when the problem does not fit (deterministic calls need
+    /// [`BackwardWorkspace::bytes_in_parts`]); [`CudaError::Value`] for keys with signals, which
+    /// [`begin_backward`](Self::begin_backward) takes, and for segments whose gradients would lie on each other.
     pub fn backward(
         &self,
         stream: &CudaStream,
         call: &BackwardCall<'_>,
         workspace: &mut BackwardWorkspace,
     ) -> Result<(), Error> {
+        if matches!(call.keys, Keys::Segments { table, .. } if table.waits()) {
+            let rule = "0: this call does not wait, give it a table without signals, or use begin_backward"
+                .to_owned();
+            return Err(wrong(CALL, "signals", 1, rule));
+        }
+        if call.options.deterministic {
+            let mut pass = self.begin(CALL, stream, call.inputs(), workspace)?;
+            pass.check_dq(call.dq)?;
+            let grads = PartGrads::Rounded { grads: call.grads, table: None };
+            let tiles = 0..call.mask.key_tiles();
+            pass.gradients(&GradientPart { tiles, grads, wait: None, abort: None })?;
+            return pass.finish(call.dq);
+        }
         if workspace.stream().as_ref() != stream {
             return Err(CudaError::Stream { call: CALL, tensor: "workspace" }.into());
         }
         let kernels = self.kernels().backward(CALL, call.q.tensor.dtype)?;
-        let checked = BackwardProblem::check(CALL, stream, call)?;
+        let inputs = call.inputs();
+        let checked = BackwardProblem::check(CALL, stream, &inputs)?;
+        checked.check_dq(stream, &inputs, call.dq)?;
+        let grads = grad_maps(CALL, stream, call.grads)?;
+        check_like_keys(CALL, &checked.problem, call.keys, &grads)?;
         let scratch = workspace.addresses(CALL, checked.problem.dims)?;
         let mut params = BackwardParams::zeroed();
-        checked.describe(&mut params, call)?;
-        let _records = point_to_tables(&mut params, stream, call, scratch);
+        checked.describe(&mut params, &inputs)?;
+        let _records = point_to_tables(&mut params, stream, &inputs, scratch);
         params.q = query_map(call.q.tensor)?;
         params.dout = query_map(call.dout.tensor)?;
         checked.key_maps(&mut params)?;
+        checked.grad_maps(&mut params, &grads)?;
         let blocks = self.blocks(CALL, call.options.margin)?.min(params.tiles);
         // What waits for events could not say is said here.
         stream.context().bind_to_thread().named("cuCtxSetCurrent")?;
@@ -99,7 +152,7 @@ fn enqueue(
     blocks: u32,
 ) -> Result<(), Error> {
     let (heads, batch) = (params.heads_q, params.tiles / (params.heads_kv * params.key_tiles));
-    let prepare = prepare_params(call, params);
+    let prepare = prepare_params(&call.inputs(), params);
     let grid = Grid { blocks: [prepare.rows_padded / 8, heads, batch], threads: 256, smem: 0 };
     // SAFETY: tensors are in the bounds that their views were checked for or that their owner promised, and fit the
     // sizes; the workspace is this stream's and has room for them. Views and records hold all of it until the last
@@ -109,22 +162,22 @@ fn enqueue(
     // SAFETY: as above; the tables are of the same mask and segments, and rows and sums were written by the kernel
     // before it on the stream.
     unsafe { launch("fm3_bwd_d128", &kernels.gradients, stream, grid, params)? };
-    let finish = finish_params(call, params);
+    let finish = finish_params(call.dq.tensor, params);
     let grid = Grid { blocks: [finish.blocks, heads, batch], threads: 256, smem: 0 };
     // SAFETY: as above; the sums are complete when the kernel before it is.
     unsafe { launch("fm3_bwd_finish", &kernels.finish, stream, grid, &finish) }
 }
 
-fn prepare_params(call: &BackwardCall<'_>, params: &BackwardParams) -> BackwardPrepareParams {
+pub(super) fn prepare_params(inputs: &BackwardInputs<'_>, params: &BackwardParams) -> BackwardPrepareParams {
     BackwardPrepareParams {
-        o: call.o.tensor.address,
-        dout: call.dout.tensor.address,
-        lse: call.lse.address,
+        o: inputs.o.tensor.address,
+        dout: inputs.dout.tensor.address,
+        lse: inputs.lse.address,
         lse2: params.lse2,
         delta: params.delta,
         dq_sums: params.dq_sums,
-        o_strides: strides(call.o.tensor),
-        dout_strides: strides(call.dout.tensor),
+        o_strides: strides(inputs.o.tensor),
+        dout_strides: strides(inputs.dout.tensor),
         heads_q: params.heads_q,
         seq_q: params.seq_q,
         rows_padded: params.row_tiles * 128,
@@ -132,15 +185,16 @@ fn prepare_params(call: &BackwardCall<'_>, params: &BackwardParams) -> BackwardP
     }
 }
 
-fn finish_params(call: &BackwardCall<'_>, params: &BackwardParams) -> BackwardFinishParams {
+pub(super) fn finish_params(dq: Tensor, params: &BackwardParams) -> BackwardFinishParams {
     BackwardFinishParams {
         dq_sums: params.dq_sums,
-        dq: call.dq.tensor.address,
-        dq_strides: strides(call.dq.tensor),
+        dq: dq.address,
+        dq_strides: strides(dq),
         heads_q: params.heads_q,
         seq_q: params.seq_q,
         blocks: 2 * params.row_tiles,
         scale: params.scale,
+        poisoned: params.poisoned,
     }
 }
 
@@ -151,25 +205,27 @@ fn strides(tensor: Tensor) -> [u64; 3] {
 }
 
 /// Addresses in memory that is not the caller's tensors. The records are dropped behind the launches.
-fn point_to_tables<'a>(
+pub(super) fn point_to_tables<'a>(
     params: &mut BackwardParams,
     stream: &'a CudaStream,
-    call: &BackwardCall<'a>,
+    inputs: &BackwardInputs<'a>,
     scratch: Addresses,
 ) -> [Option<SyncOnDrop<'a>>; 2] {
-    let (base, mask) = call.mask.address(stream);
-    let arena = call.mask.arena();
+    let (base, mask) = inputs.mask.address(stream);
+    let arena = inputs.mask.arena();
     let address = |word: usize| base + 4 * word as u64;
     params.bands = address(arena.bands.start);
     params.counts_t = address(arena.by_keys.counts.start);
     params.entries_t = address(arena.by_keys.entries.start);
     params.ranked_t = address(arena.by_keys.ranked.start);
+    params.counts = address(arena.by_rows.counts.start);
+    params.entries = address(arena.by_rows.entries.start);
     params.places = address(arena.places.start);
     params.claims = scratch.claims;
     params.lse2 = scratch.lse2;
     params.delta = scratch.delta;
     params.dq_sums = scratch.dq_sums;
-    let Keys::Segments { table, .. } = call.keys else {
+    let Keys::Segments { table, .. } = inputs.keys else {
         params.segments = scratch.segment;
         return [Some(mask), None];
     };

@@ -1,12 +1,12 @@
 //! The sizes of a backward call, checked against each other and written into parameters.
 use cudarc::driver::CudaStream;
 
-use super::backward::BackwardCall;
+use super::backward::BackwardInputs;
 use super::backward_views::KeyGrads;
 use super::check::{narrow, same_type, within, wrong};
 use super::keys::{KeyTensor, Keys};
 use super::problem::{HEAD_DIM, Inputs, KeyTensors, Problem, log2_scale, same_extents};
-use super::view::{Order, Tensor};
+use super::view::{DeviceViewMut, Order, Tensor};
 use crate::params::{BackwardParams, KEY_MAPS};
 use crate::{Dims, Error};
 
@@ -22,45 +22,50 @@ const SPARSE: f64 = 0.25;
 pub(super) struct BackwardProblem {
     call: &'static str,
     pub(super) problem: Problem,
-    /// dK and dV.
-    grads: KeyTensors,
 }
 
 impl BackwardProblem {
-    /// Compares all parts of a call with Q, the keys and the mask.
+    /// Compares all inputs with Q, the keys and the mask.
     pub(super) fn check(
         call: &'static str,
         stream: &CudaStream,
-        backward: &BackwardCall<'_>,
+        inputs: &BackwardInputs<'_>,
     ) -> Result<Self, Error> {
-        let inputs = Inputs { q: backward.q, keys: backward.keys, mask: backward.mask };
-        let problem = Problem::check(call, stream, inputs)?;
+        let &BackwardInputs { q, keys, mask, o, dout, lse, .. } = inputs;
+        let problem = Problem::check(call, stream, Inputs { q, keys, mask })?;
         let like_q = |name, tensor: Tensor, order: &Order<'_>| {
-            problem.check_like_q(name, (tensor, order), (backward.q.tensor, stream))
+            problem.check_like_q(name, (tensor, order), (q.tensor, stream))
         };
-        like_q("o", backward.o.tensor, &backward.o.order)?;
-        like_q("dout", backward.dout.tensor, &backward.dout.order)?;
-        like_q("dq", backward.dq.tensor, &backward.dq.order)?;
-        backward.lse.order.check(call, "lse", stream)?;
-        problem.check_lse(backward.lse.len)?;
+        like_q("o", o.tensor, &o.order)?;
+        like_q("dout", dout.tensor, &dout.order)?;
+        lse.order.check(call, "lse", stream)?;
+        problem.check_lse(lse.len)?;
         // Limits of a grid along y and z.
         within(call, "heads_q", problem.dims.heads_q, 65535)?;
         within(call, "batch", problem.dims.batch, 65535)?;
-        let checked = Self { call, problem, grads: grad_maps(call, stream, backward.grads)? };
-        checked.check_grads(backward)?;
-        Ok(checked)
+        Ok(Self { call, problem })
     }
 
-    /// Writes all sizes.
+    /// That dQ is like Q.
+    pub(super) fn check_dq(
+        &self,
+        stream: &CudaStream,
+        inputs: &BackwardInputs<'_>,
+        dq: &DeviceViewMut<'_>,
+    ) -> Result<(), Error> {
+        self.problem.check_like_q("dq", (dq.tensor, &dq.order), (inputs.q.tensor, stream))
+    }
+
+    /// Writes all sizes, for a launch over all keys.
     pub(super) fn describe(
         &self,
         params: &mut BackwardParams,
-        backward: &BackwardCall<'_>,
+        inputs: &BackwardInputs<'_>,
     ) -> Result<(), Error> {
         let (call, dims) = (self.call, self.problem.dims);
-        let sizes = self.problem.sizes(backward.mask)?;
+        let sizes = self.problem.sizes(inputs.mask)?;
         let all_heads = dims.batch.saturating_mul(dims.heads_kv);
-        params.tiles = narrow(call, "tiles", all_heads.saturating_mul(backward.mask.key_tiles()))?;
+        params.tiles = narrow(call, "tiles", all_heads.saturating_mul(inputs.mask.key_tiles()))?;
         params.row_tiles = sizes.row_tiles;
         params.key_tiles = sizes.key_tiles;
         params.seq_q = sizes.seq_q;
@@ -70,63 +75,44 @@ impl BackwardProblem {
         params.heads_per_mask = sizes.heads_per_mask;
         params.mask_heads = sizes.mask_heads;
         params.mask_batch_step = sizes.mask_batch_step;
-        let section = backward.options.section_heads.unwrap_or_else(|| match backward.mask.density() {
+        let section = inputs.options.section_heads.unwrap_or_else(|| match inputs.mask.density() {
             Some(density) if density < SPARSE => all_heads,
             _ => default_section(dims),
         });
         params.section_heads = narrow(call, "section_heads", section.min(all_heads))?;
-        params.scale_log2 = log2_scale(call, backward.scale)?;
-        params.scale = backward.scale;
+        params.scale_log2 = log2_scale(call, inputs.scale)?;
+        params.scale = inputs.scale;
         Ok(())
     }
 
-    /// Writes the maps of K, V, dK and dV.
+    /// Writes the maps of K and V.
     pub(super) fn key_maps(&self, params: &mut BackwardParams) -> Result<(), Error> {
-        for (index, (keys, grads)) in self.problem.maps.iter().zip(&self.grads).enumerate() {
-            let (Some([k, v]), Some([dk, dv])) = (keys, grads) else { continue };
+        for (index, keys) in self.problem.maps.iter().enumerate() {
+            let Some([k, v]) = keys else { continue };
             (params.k[index], params.v[index]) = (k.map(128)?, v.map(128)?);
-            (params.dk[index], params.dv[index]) = (dk.map(64)?, dv.map(64)?);
             params.heads_per_group[index] = narrow(self.call, "heads_per_group", k.extents.heads_per_group)?;
         }
         Ok(())
     }
 
-    /// That every map of the keys has gradients of its extents, and that no two segments share them.
-    fn check_grads(&self, backward: &BackwardCall<'_>) -> Result<(), Error> {
-        let call = self.call;
-        for (keys, grads) in self.problem.maps.iter().zip(&self.grads) {
-            let (k, dk, dv) = match (keys, grads) {
-                (None, None) => continue,
-                (Some([k, _]), Some([dk, dv])) => (k, dk, dv),
-                _ => {
-                    let count = |maps: &KeyTensors| maps.iter().flatten().count();
-                    let rule = format!("{}, one for each map of the keys", count(&self.problem.maps));
-                    return Err(wrong(call, "grads", count(&self.grads) as u64, rule));
-                }
-            };
-            for (name, grad) in [("dk", dk), ("dv", dv)] {
-                same_type(call, name, grad.dtype, k.dtype)?;
-                same_extents(call, name, grad.extents, k.extents)?;
-            }
+    /// Writes the maps of dK and dV.
+    pub(super) fn grad_maps(&self, params: &mut BackwardParams, grads: &KeyTensors) -> Result<(), Error> {
+        for (index, grads) in grads.iter().enumerate() {
+            let Some([dk, dv]) = grads else { continue };
+            (params.dk[index], params.dv[index]) = (dk.map(64)?, dv.map(64)?);
+            params.grad_heads_per_group[index] =
+                narrow(self.call, "heads_per_group", dk.extents.heads_per_group)?;
         }
-        let Keys::Segments { table, .. } = backward.keys else { return Ok(()) };
-        if table.waits() {
-            let rule = "0: a backward pass does not wait, give it a table without signals".to_owned();
-            return Err(wrong(call, "signals", 1, rule));
-        }
-        match table.nearest() {
-            Some(step) if step < self.problem.dims.batch => {
-                let rule =
-                    format!("at least {}, the batch, between segments of a map", self.problem.dims.batch);
-                Err(wrong(call, "slabs", step as u64, rule))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }
 
 /// dK and dV of each map, ordered for the stream.
-fn grad_maps(call: &'static str, stream: &CudaStream, grads: KeyGrads<'_>) -> Result<KeyTensors, Error> {
+pub(super) fn grad_maps(
+    call: &'static str,
+    stream: &CudaStream,
+    grads: KeyGrads<'_>,
+) -> Result<KeyTensors, Error> {
     let mut tensors = [None; KEY_MAPS];
     let mut put = |index: usize, pair: [(KeyTensor, &Order<'_>); 2]| -> Result<(), Error> {
         pair[0].1.check(call, "dk", stream)?;
@@ -148,6 +134,38 @@ fn grad_maps(call: &'static str, stream: &CudaStream, grads: KeyGrads<'_>) -> Re
         }
     }
     Ok(tensors)
+}
+
+/// That every map of the keys has gradients of its extents, and that no two segments share them.
+pub(super) fn check_like_keys(
+    call: &'static str,
+    problem: &Problem,
+    keys: Keys<'_>,
+    grads: &KeyTensors,
+) -> Result<(), Error> {
+    for (keys, own) in problem.maps.iter().zip(grads) {
+        let (k, dk, dv) = match (keys, own) {
+            (None, None) => continue,
+            (Some([k, _]), Some([dk, dv])) => (k, dk, dv),
+            _ => {
+                let count = |maps: &KeyTensors| maps.iter().flatten().count() as u64;
+                let rule = format!("{}, one for each map of the keys", count(&problem.maps));
+                return Err(wrong(call, "grads", count(grads), rule));
+            }
+        };
+        for (name, grad) in [("dk", dk), ("dv", dv)] {
+            same_type(call, name, grad.dtype, k.dtype)?;
+            same_extents(call, name, grad.extents, k.extents)?;
+        }
+    }
+    let Keys::Segments { table, .. } = keys else { return Ok(()) };
+    match table.nearest() {
+        Some(step) if step < problem.dims.batch => {
+            let rule = format!("at least {}, the batch, between segments of a map", problem.dims.batch);
+            Err(wrong(call, "slabs", step as u64, rule))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// KV heads of one section: as many as have Q and dO in 16 bits and dQ sums in f32 in the L2, a power of two.

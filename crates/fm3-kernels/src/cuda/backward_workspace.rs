@@ -1,18 +1,28 @@
 //! Device memory of backward passes: sums of dQ in f32, two numbers for each query row, a counter of tiles.
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 
 use super::CudaError;
 use super::driver::Named;
 use super::problem::HEAD_DIM;
+use super::workspace::WaitExpired;
+use crate::mask::{KeySegments, MaskDims};
+use crate::params::WaitReport;
 use crate::{Dims, Error, Shape};
 
-/// Bytes before the sums: the counter of tiles, and a table of one segment on a cache line of its own.
+/// Bytes before the sums: the counter of tiles, a report of waits, and a table of one segment on a cache line of its own.
 const HEAD: usize = 256;
 
-/// Where that table is.
+/// Where the report is.
+const REPORT: usize = 64;
+
+/// Where the table is.
 const SEGMENT: usize = 128;
+
+/// In a report instead of a segment: the wait was for a turn.
+const TURN_REPORT: u32 = u32::MAX;
 
 /// Memory for backward passes on one stream. It is allocated once and never grows; it serves every shape that fits,
 /// and calls that use it may be in flight in any number, since the stream orders them.
@@ -20,6 +30,43 @@ const SEGMENT: usize = 128;
 pub struct BackwardWorkspace {
     memory: CudaSlice<u8>,
     base: u64,
+}
+
+/// A wait of a backward pass that outlasted its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BackwardExpired {
+    /// For keys.
+    Keys(WaitExpired),
+    /// For the turn to add to dQ: a mistake in the kernels, or a device that stood still.
+    Turn(TurnExpired),
+}
+
+/// A wait for a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnExpired {
+    /// Which 64 rows of dQ, counted through [b, hq, blocks of 64 rows].
+    pub rows: usize,
+    /// Block of the launch that waited.
+    pub block: usize,
+    /// Key tiles that should have added before.
+    pub wanted: u64,
+    /// Key tiles that had.
+    pub seen: u64,
+    /// How long.
+    pub waited: Duration,
+}
+
+impl std::fmt::Display for BackwardExpired {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Keys(expired) => expired.fmt(f),
+            Self::Turn(TurnExpired { rows, block, wanted, seen, waited }) => write!(
+                f,
+                "block {block} waited {waited:?} for its turn at rows {rows} of dQ: {seen} key tiles had added, wanted {wanted}"
+            ),
+        }
+    }
 }
 
 /// Where the parts for one shape lie, as offsets. All are multiples of 256 bytes.
@@ -42,10 +89,49 @@ pub(super) struct Addresses {
     pub(super) delta: u64,
 }
 
+/// What passes in parts need beside the rest, as offsets; all but `order` are zeroed when a pass begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PassParts {
+    /// One word: whether dQ is incomplete.
+    poisoned: usize,
+    /// A word for each 64 rows of each query head.
+    turns: usize,
+    /// A word for each key tile of each mask head.
+    positions: usize,
+    /// Likewise.
+    order: usize,
+    end: usize,
+}
+
+/// Sizes that a pass in parts depends on beside those of the queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lists {
+    /// Mask heads through the mask's batch.
+    pub(super) masks: usize,
+    pub(super) key_tiles: usize,
+}
+
+/// Addresses for one pass in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PassAddresses {
+    pub(super) poisoned: u64,
+    pub(super) turns: u64,
+    pub(super) positions: u64,
+    pub(super) order: u64,
+    pub(super) report: u64,
+}
+
 impl BackwardWorkspace {
     /// Bytes that calls of `shape` need: 256 + 520 * b * hq * (sq rounded up to 128). Keys do not count.
     pub fn bytes(shape: Shape) -> usize {
         Parts::of(shape.dims()).end
+    }
+
+    /// Bytes that a pass in parts, or a deterministic call, needs: beside those of [`bytes`](Self::bytes) 256, 4 for each
+    /// 64 rows of each query head, and 8 for each key tile of each mask head.
+    pub fn bytes_in_parts(shape: Shape, mask: MaskDims, segments: &KeySegments) -> usize {
+        let lists = Lists { masks: mask.batch.saturating_mul(mask.heads), key_tiles: segments.key_tiles() };
+        PassParts::of(shape.dims(), lists).end
     }
 
     /// Allocates [`bytes`](Self::bytes) of `shape`, the largest that it shall serve.
@@ -55,6 +141,20 @@ impl BackwardWorkspace {
     pub fn new(stream: &Arc<CudaStream>, shape: Shape) -> Result<Self, Error> {
         let memory = stream.alloc_zeros::<u8>(Self::bytes(shape)).named("cuMemAllocAsync")?;
         Self::from_memory(memory)
+    }
+
+    /// Allocates [`bytes_in_parts`](Self::bytes_in_parts) of the largest that it shall serve.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn in_parts(
+        stream: &Arc<CudaStream>,
+        shape: Shape,
+        mask: MaskDims,
+        segments: &KeySegments,
+    ) -> Result<Self, Error> {
+        let bytes = Self::bytes_in_parts(shape, mask, segments);
+        Self::from_memory(stream.alloc_zeros::<u8>(bytes).named("cuMemAllocAsync")?)
     }
 
     /// Takes memory that is allocated already; what is in it does not matter. Calls are on the stream of `memory`.
@@ -69,6 +169,27 @@ impl BackwardWorkspace {
         stream.memset_zeros(&mut memory.slice_mut(..HEAD)).named("cuMemsetD8Async")?;
         let base = memory.device_ptr_mut(&stream).0;
         Ok(Self { memory, base })
+    }
+
+    /// Waits for the stream, then takes the report of the first wait that expired since the last report was taken.
+    ///
+    /// From the moment a wait for keys expires, dK and dV of the tiles that their launch has not begun are NaN, dQ of
+    /// the whole pass is, and so is all of later launches that have a deadline, until the report is taken.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also for what went wrong on the device before.
+    pub fn wait_report(&mut self) -> Result<Option<BackwardExpired>, Error> {
+        let mut bytes = [0_u8; size_of::<WaitReport>()];
+        let stream = self.memory.stream().clone();
+        let mut place = self.memory.slice_mut(REPORT..REPORT + bytes.len());
+        stream.memcpy_dtoh(&place, &mut bytes).named("cuMemcpyDtoHAsync")?;
+        stream.synchronize().named("cuStreamSynchronize")?;
+        let report: WaitReport = bytemuck::pod_read_unaligned(&bytes);
+        if report.state == 0 {
+            return Ok(None);
+        }
+        stream.memset_zeros(&mut place).named("cuMemsetD8Async")?;
+        Ok(Some(expired(report)))
     }
 
     /// Gives the memory back.
@@ -98,6 +219,69 @@ impl BackwardWorkspace {
     }
 }
 
+impl BackwardWorkspace {
+    /// Places for a pass in parts.
+    pub(super) fn pass_addresses(
+        &self,
+        call: &'static str,
+        dims: Dims,
+        lists: Lists,
+    ) -> Result<PassAddresses, Error> {
+        let parts = PassParts::of(dims, lists);
+        if parts.end > self.memory.len() {
+            return Err(CudaError::Workspace { call, needed: parts.end, bytes: self.memory.len() }.into());
+        }
+        let address = |offset: usize| self.base + offset as u64;
+        Ok(PassAddresses {
+            poisoned: address(parts.poisoned),
+            turns: address(parts.turns),
+            positions: address(parts.positions),
+            order: address(parts.order),
+            report: address(REPORT),
+        })
+    }
+
+    /// Zeroes what a pass counts in, in stream order; it must fit.
+    pub(super) fn clear_pass(&mut self, dims: Dims, lists: Lists) -> Result<(), Error> {
+        let PassParts { poisoned, order, .. } = PassParts::of(dims, lists);
+        let stream = self.memory.stream().clone();
+        stream.memset_zeros(&mut self.memory.slice_mut(poisoned..order)).named("cuMemsetD8Async")
+    }
+}
+
+/// What a report says.
+fn expired(report: WaitReport) -> BackwardExpired {
+    let (block, wanted, seen) = (report.cta as usize, report.wanted, report.seen);
+    let waited = Duration::from_nanos(report.waited_ns);
+    if report.segment == TURN_REPORT {
+        return BackwardExpired::Turn(TurnExpired {
+            rows: report.kv_head as usize,
+            block,
+            wanted,
+            seen,
+            waited,
+        });
+    }
+    let (segment, kv_head) = (report.segment as usize, report.kv_head as usize);
+    BackwardExpired::Keys(WaitExpired { segment, kv_head, block, wanted, seen, waited })
+}
+
+impl PassParts {
+    fn of(dims: Dims, lists: Lists) -> Self {
+        let blocks = dims.seq_q.div_ceil(128).saturating_mul(2);
+        let blocks = blocks.saturating_mul(dims.heads_q).saturating_mul(dims.batch);
+        let tiles = lists.masks.saturating_mul(lists.key_tiles);
+        let after = |start: usize, words: usize| {
+            start.saturating_add(words.saturating_mul(4)).div_ceil(256).saturating_mul(256)
+        };
+        let poisoned = after(Parts::of(dims).end, 0);
+        let turns = after(poisoned, 1);
+        let positions = after(turns, blocks);
+        let order = after(positions, tiles);
+        Self { poisoned, turns, positions, order, end: after(order, tiles) }
+    }
+}
+
 impl Parts {
     fn of(dims: Dims) -> Self {
         // A multiple of 128 rows, thus 512 bytes of f32.
@@ -122,6 +306,32 @@ mod tests {
     fn the_bytes_are_those_that_are_stated() {
         assert_eq!(BackwardWorkspace::bytes(shape(2, 129)), 256 + 520 * 2 * 6 * 256);
         assert_eq!(BackwardWorkspace::bytes(shape(1, 1)), 256 + 520 * 6 * 128);
+    }
+
+    #[test]
+    fn a_pass_in_parts_counts_in_linear_memory() {
+        let (shape, lists) = (shape(2, 1000), Lists { masks: 3, key_tiles: 70 });
+        let parts = PassParts::of(shape.dims(), lists);
+        assert_eq!(parts.poisoned, BackwardWorkspace::bytes(shape));
+        assert_eq!(parts.turns - parts.poisoned, 256);
+        assert!(
+            parts.positions - parts.turns >= 2 * 6 * 16 * 4 && parts.order - parts.positions >= 3 * 70 * 4
+        );
+        assert!(parts.end - parts.order >= 3 * 70 * 4 && parts.end < parts.poisoned + 4096);
+        let (mask, segments) =
+            (MaskDims { batch: 1, heads: 3, seq_q: 1000, seq_k: 8960 }, KeySegments::whole(8960).unwrap());
+        assert_eq!(BackwardWorkspace::bytes_in_parts(shape, mask, &segments), parts.end);
+    }
+
+    #[test]
+    fn a_report_of_a_turn_is_told_from_one_of_keys() {
+        let report =
+            WaitReport { state: 2, segment: 3, kv_head: 4, cta: 5, wanted: 7, seen: 6, waited_ns: 1000 };
+        let keys = expired(report);
+        assert!(matches!(keys, BackwardExpired::Keys(WaitExpired { segment: 3, kv_head: 4, .. })), "{keys}");
+        let turn = expired(WaitReport { segment: TURN_REPORT, ..report });
+        assert!(matches!(turn, BackwardExpired::Turn(TurnExpired { rows: 4, block: 5, .. })), "{turn}");
+        assert!(turn.to_string().contains("6 key tiles had added, wanted 7"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(super) enum Binary {
     Mask,
     BackwardBf16,
     BackwardF16,
+    Probe,
 }
 
 impl Binary {
@@ -35,6 +36,7 @@ impl Binary {
             Binary::Mask => "mask.sm_90a.cubin",
             Binary::BackwardBf16 => "bwd_d128_bf16.sm_90a.cubin",
             Binary::BackwardF16 => "bwd_d128_f16.sm_90a.cubin",
+            Binary::Probe => "probe.sm_90a.cubin",
         }
     }
 
@@ -68,6 +70,7 @@ impl Binary {
                 include_bytes!(concat!(env!("FM3_KERNELS"), "/fwd_d128_f16.sm_90a.cubin"))
             }
             Binary::Mask => include_bytes!(concat!(env!("FM3_KERNELS"), "/mask.sm_90a.cubin")),
+            Binary::Probe => include_bytes!(concat!(env!("FM3_KERNELS"), "/probe.sm_90a.cubin")),
             Binary::BackwardBf16 => {
                 include_bytes!(concat!(env!("FM3_KERNELS"), "/bwd_d128_bf16.sm_90a.cubin"))
             }

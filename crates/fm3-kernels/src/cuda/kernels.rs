@@ -6,6 +6,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
 use super::CudaError;
+use super::backward_kernels::{self, Backward};
 use super::check::within;
 use super::driver::Named;
 use super::files::{Binary, KernelSource};
@@ -30,16 +31,6 @@ pub(super) struct Forward {
     pub(super) function: CudaFunction,
     /// Dynamic shared memory that it wants, bytes.
     pub(super) smem: u32,
-}
-
-/// The kernels of a backward pass, in the order of their launches.
-#[derive(Debug)]
-pub(super) struct Backward {
-    pub(super) prepare: CudaFunction,
-    pub(super) gradients: CudaFunction,
-    /// Dynamic shared memory that `gradients` wants, bytes.
-    pub(super) smem: u32,
-    pub(super) finish: CudaFunction,
 }
 
 /// The kernels that prepare a mask.
@@ -79,7 +70,7 @@ impl Kernels {
             context: context.clone(),
             forward_bf16: forward(Binary::ForwardBf16, "fm3_fwd_d128_bf16")?,
             forward_f16: forward(Binary::ForwardF16, "fm3_fwd_d128_f16")?,
-            backward: backward(context, source)?,
+            backward: backward_kernels::load(context, source)?,
             mask: MaskKernels {
                 tiles: function(&mask, "fm3_mask_tiles")?,
                 lists: function(&mask, "fm3_mask_lists")?,
@@ -123,39 +114,14 @@ fn no_kernel(call: &'static str, got: DType) -> Error {
     CudaError::Type { call, tensor: "q", got, rule: "the kernels take bf16 and f16" }.into()
 }
 
-/// The backward kernels of both types; that a binary is missing is kept for who asks for them.
-fn backward(
-    context: &Arc<CudaContext>,
-    source: &KernelSource,
-) -> Result<Result<[Backward; 2], CudaError>, Error> {
-    let load = |binary, [prepare, gradients, finish]: [&str; 3]| -> Result<Backward, Error> {
-        let module = module(context, binary, source)?;
-        let smem = shared_memory(context, &module)?;
-        Ok(Backward {
-            prepare: function(&module, prepare)?,
-            gradients: with_shared_memory(function(&module, gradients)?, smem)?,
-            smem,
-            finish: function(&module, finish)?,
-        })
-    };
-    let bf16 = ["fm3_bwd_prepare_bf16", "fm3_bwd_d128_bf16", "fm3_bwd_finish_bf16"];
-    let f16 = ["fm3_bwd_prepare_f16", "fm3_bwd_d128_f16", "fm3_bwd_finish_f16"];
-    let both =
-        load(Binary::BackwardBf16, bf16).and_then(|first| Ok([first, load(Binary::BackwardF16, f16)?]));
-    match both {
-        Err(Error::Cuda(missing @ CudaError::NoKernels { .. })) => Ok(Err(missing)),
-        both => both.map(Ok),
-    }
-}
-
 /// Dynamic shared memory that the main kernel of a binary wants.
-fn shared_memory(context: &Arc<CudaContext>, module: &Arc<CudaModule>) -> Result<u32, Error> {
+pub(super) fn shared_memory(context: &Arc<CudaContext>, module: &Arc<CudaModule>) -> Result<u32, Error> {
     let smem = global(context, module, "fm3_smem_bytes")?.map_or(0, u32::from_le_bytes);
     within("Kernels::load", "fm3_smem_bytes", smem as usize, MAX_SMEM)
 }
 
 /// Loads a binary whose parameters are ours.
-fn module(
+pub(super) fn module(
     context: &Arc<CudaContext>,
     binary: Binary,
     source: &KernelSource,
@@ -170,12 +136,12 @@ fn module(
     Ok(module)
 }
 
-fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction, Error> {
+pub(super) fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction, Error> {
     module.load_function(name).named("cuModuleGetFunction")
 }
 
 /// Allows a kernel `bytes` of dynamic shared memory.
-fn with_shared_memory(function: CudaFunction, bytes: u32) -> Result<CudaFunction, Error> {
+pub(super) fn with_shared_memory(function: CudaFunction, bytes: u32) -> Result<CudaFunction, Error> {
     let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     function.set_attribute(attribute, bytes.cast_signed()).named("cuFuncSetAttribute")?;
     Ok(function)

@@ -194,6 +194,11 @@ impl<'a> KeyView<'a> {
         Ok(Self { tensor, order: Order::of(stream, record) })
     }
 
+    /// A whole tensor as one segment: a slab for each sequence, all heads in one group.
+    pub fn whole(view: &'a DeviceView<'_>) -> Self {
+        Self { tensor: view.tensor.into(), order: view.order.again() }
+    }
+
     /// A view of memory that somebody else owns and orders.
     ///
     /// # Errors

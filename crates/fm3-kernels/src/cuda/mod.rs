@@ -53,11 +53,21 @@
 //! [`Signal`] before it first loads from it, with a deadline. A wait that expires leaves NaN and a report.
 //!
 //! **Backward.** [`Attention::backward`] takes O and LSE of a forward call, and a [`BackwardWorkspace`] of a stated size;
-//! it recomputes P tile by tile. dK and dV repeat bit by bit; dQ is a sum in f32 whose order is not fixed.
+//! it recomputes P tile by tile. dK and dV repeat bit by bit; dQ is a sum in f32 whose order is fixed by
+//! [`BackwardOptions::deterministic`] only.
+//!
+//! **Backward in parts.** [`Attention::begin_backward`] takes keys that may still be on their way; each
+//! [`BackwardPass::gradients`] launches some of the key tiles and sends their dK and dV where a [`GradTable`] says: to
+//! tensors, rounded once, or to f32 [`Slot`]s, which [`BackwardPass::sum_slots`] or a later launch adds up;
+//! [`BackwardPass::finish`] writes dQ. These, and deterministic calls, are compiled and not yet run on a GPU
+//! (`docs/decisions/0007-backward-for-communication.md`).
 mod arena;
 mod attention;
 mod backward;
+mod backward_kernels;
+mod backward_parts;
 mod backward_problem;
+mod backward_slots;
 mod backward_views;
 mod backward_workspace;
 mod check;
@@ -69,15 +79,18 @@ mod keys;
 mod launch;
 mod prepare;
 mod prepared;
+mod probe;
 mod problem;
 mod tensor_map;
 mod view;
 mod workspace;
 
 pub use attention::{Attention, ForwardCall, ForwardOptions, Wait};
-pub use backward::{BackwardCall, BackwardOptions};
+pub use backward::{BackwardCall, BackwardInputs, BackwardOptions};
+pub use backward_parts::{BackwardPass, GradientPart, PartGrads};
+pub use backward_slots::{AddedSlot, GradAt, GradTable, Slot, SlotAt, WrittenTiles};
 pub use backward_views::{KeyGradMap, KeyGrads, KeyViewMut, LseView};
-pub use backward_workspace::BackwardWorkspace;
+pub use backward_workspace::{BackwardExpired, BackwardWorkspace, TurnExpired};
 pub use cudarc;
 pub use driver::{context, is_present};
 pub use error::CudaError;
@@ -85,5 +98,6 @@ pub use files::KernelSource;
 pub use kernels::Kernels;
 pub use keys::{KeyExtents, KeyMap, KeyStrides, KeyTable, KeyView, Keys, SegmentAt, Signal};
 pub use prepared::{Lengths, MaskForm, PreparedMask};
+pub use probe::{Blocks, Probes};
 pub use view::{DeviceView, DeviceViewMut, LseAt, LseMut};
 pub use workspace::{AbortWord, WaitExpired, Workspace};

@@ -124,6 +124,33 @@ impl<'a> DeviceView<'a> {
     pub const fn extents(&self) -> Extents {
         self.tensor.extents
     }
+
+    /// The strides, in elements.
+    pub const fn strides(&self) -> Strides {
+        self.tensor.strides
+    }
+
+    /// The element type.
+    pub const fn dtype(&self) -> DType {
+        self.tensor.dtype
+    }
+
+    /// Where its first element is.
+    pub const fn address(&self) -> u64 {
+        self.tensor.address
+    }
+
+    /// Elements from the first to one past the last.
+    pub fn reach(&self) -> usize {
+        let (e, s) = (self.tensor.extents, self.tensor.strides);
+        // It was checked when the view was made.
+        (e.batch - 1) * s.batch + (e.seq - 1) * s.seq + (e.heads - 1) * s.heads + e.head_dim
+    }
+
+    /// The stream that the memory is ordered for; none when its owner sees to that.
+    pub const fn stream(&self) -> Option<&'a CudaStream> {
+        self.order.stream
+    }
 }
 
 impl<'a> DeviceViewMut<'a> {
@@ -189,6 +216,16 @@ impl<'a> DeviceViewMut<'a> {
     pub const fn extents(&self) -> Extents {
         self.tensor.extents
     }
+
+    /// The element type.
+    pub const fn dtype(&self) -> DType {
+        self.tensor.dtype
+    }
+
+    /// As [`DeviceView::stream`].
+    pub const fn stream(&self) -> Option<&'a CudaStream> {
+        self.order.stream
+    }
 }
 
 impl<'a> LseMut<'a> {
@@ -211,6 +248,16 @@ impl<'a> LseMut<'a> {
             return Err(wrong("LseMut::from_raw", "address", address, "a multiple of 4".to_owned()));
         }
         Ok(LseMut { address, len, order: Order::FOREIGN })
+    }
+
+    /// How many numbers.
+    pub const fn numbers(&self) -> usize {
+        self.len
+    }
+
+    /// As [`DeviceView::stream`].
+    pub const fn stream(&self) -> Option<&'a CudaStream> {
+        self.order.stream
     }
 }
 
@@ -237,6 +284,11 @@ impl<'a> Order<'a> {
 
     pub(super) const fn of(stream: &'a CudaStream, record: SyncOnDrop<'a>) -> Self {
         Self { stream: Some(stream), _record: Some(record) }
+    }
+
+    /// The same stream, for a view that a longer-lived one keeps the record for.
+    pub(super) const fn again(&self) -> Order<'_> {
+        Order { stream: self.stream, _record: None }
     }
 
     /// That the memory may be used on `stream`.

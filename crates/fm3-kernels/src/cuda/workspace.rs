@@ -8,6 +8,7 @@ use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, HostSlice, PinnedHostSlice, SyncOnDrop, sys,
 };
 
+use super::check::wrong;
 use super::driver::Named;
 use crate::Error;
 use crate::params::WaitReport;
@@ -83,14 +84,23 @@ impl Workspace {
             return Ok(None);
         }
         self.stream.memset_zeros(&mut place).named("cuMemsetD8Async")?;
-        Ok(Some(WaitExpired {
-            segment: report.segment as usize,
-            kv_head: report.kv_head as usize,
-            block: report.cta as usize,
-            wanted: report.wanted,
-            seen: report.seen,
-            waited: Duration::from_nanos(report.waited_ns),
-        }))
+        Ok(Some(expired(&report)))
+    }
+
+    /// What [`wait_report`](Self::wait_report) would take now, without waiting for the stream and without taking it:
+    /// copied on the stream `beside`, which is waited for.
+    ///
+    /// # Errors
+    /// As [`wait_report`](Self::wait_report).
+    pub fn look_at_report(&self, beside: &Arc<CudaStream>) -> Result<Option<WaitExpired>, Error> {
+        /// Of a report that is complete.
+        const WRITTEN: u32 = 2;
+        let mut words = [0_u64; size_of::<WaitReport>() / 8];
+        let place = self.words.slice(REPORT..REPORT + words.len());
+        beside.memcpy_dtoh(&place, &mut words).named("cuMemcpyDtoHAsync")?;
+        beside.synchronize().named("cuStreamSynchronize")?;
+        let report: WaitReport = bytemuck::cast(words);
+        Ok((report.state == WRITTEN).then(|| expired(&report)))
     }
 
     /// The stream whose calls it serves.
@@ -111,13 +121,32 @@ impl Workspace {
     }
 }
 
-/// A word in pinned host memory that ends calls: from [`set`](Self::set) on their tiles are NaN.
+fn expired(report: &WaitReport) -> WaitExpired {
+    WaitExpired {
+        segment: report.segment as usize,
+        kv_head: report.kv_head as usize,
+        block: report.cta as usize,
+        wanted: report.wanted,
+        seen: report.seen,
+        waited: Duration::from_nanos(report.waited_ns),
+    }
+}
+
+/// A word that ends calls: from [`set`](Self::set) on their tiles are NaN. It lies in pinned host memory, or is somebody
+/// else's.
 ///
 /// Like cudarc's slices it outlives the calls that use it, unless the context's event tracking is switched off.
 #[derive(Debug)]
-pub struct AbortWord {
-    word: PinnedHostSlice<u32>,
-    address: *mut u32,
+pub struct AbortWord(Word);
+
+#[derive(Debug)]
+enum Word {
+    Own {
+        word: PinnedHostSlice<u32>,
+        address: *mut u32,
+    },
+    /// Device address of a word that its owner sets and clears.
+    Foreign(u64),
 }
 
 // SAFETY: the pointer is that of the pinned word, which is owned here and only used as an atomic.
@@ -135,9 +164,24 @@ impl AbortWord {
         // SAFETY: the word is written below, before anybody reads it.
         let mut word = unsafe { context.alloc_pinned_with_flags::<u32>(1, flags) }.named("cuMemHostAlloc")?;
         let address = word.as_mut_ptr().named("cuEventSynchronize")?;
-        let abort = Self { word, address };
+        let abort = Self(Word::Own { word, address });
         abort.store(0);
         Ok(abort)
+    }
+
+    /// Somebody else's word of 32 bits, which ends calls when it is not 0. [`set`](Self::set) and [`clear`](Self::clear)
+    /// do nothing here: they are its owner's.
+    ///
+    /// # Errors
+    /// [`CudaError::Value`](super::CudaError::Value) for an address that is 0 or not a multiple of 4.
+    ///
+    /// # Safety
+    /// The address is memory that the device can read, for as long as calls with it run.
+    pub unsafe fn foreign(address: u64) -> Result<Self, Error> {
+        if address == 0 || !address.is_multiple_of(4) {
+            return Err(wrong("AbortWord::foreign", "address", address, "a multiple of 4".to_owned()));
+        }
+        Ok(Self(Word::Foreign(address)))
     }
 
     /// Ends calls that run, and those that start before [`clear`](Self::clear).
@@ -151,15 +195,22 @@ impl AbortWord {
     }
 
     fn store(&self, value: u32) {
+        let Word::Own { address, .. } = self.0 else { return };
         // SAFETY: the allocation is aligned and lives as long as `self`; the host touches it by this atomic alone.
-        let word = unsafe { AtomicU32::from_ptr(self.address) };
+        let word = unsafe { AtomicU32::from_ptr(address) };
         word.store(value, Ordering::SeqCst);
     }
 
-    /// Its address, which is the same on the device, for a call that is enqueued before the record is dropped.
+    /// Its address on the device, for a call that is enqueued before the record is dropped.
     pub(super) fn address<'a>(&'a self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
-        // SAFETY: the slice is dropped unread. The record makes the word outlive the call.
-        let (_, record) = unsafe { self.word.stream_synced_slice(stream) };
-        (self.address as u64, record)
+        match &self.0 {
+            Word::Own { word, address } => {
+                // SAFETY: the slice is dropped unread. The record makes the word outlive the call.
+                let (_, record) = unsafe { word.stream_synced_slice(stream) };
+                // It is the same on the device.
+                (*address as u64, record)
+            }
+            Word::Foreign(address) => (*address, SyncOnDrop::Record(None)),
+        }
     }
 }

@@ -1,4 +1,6 @@
 //! What the backward kernels take, in the order of their launches: prepare, gradients, finish.
+//!
+//! Fields that begin with *Parts* or *Ordered* are read by those forms of the kernel only (decision 0007).
 use super::forward::{KEY_MAPS, TensorMap};
 use super::layout::{device_struct, kernel_params};
 
@@ -65,11 +67,11 @@ device_struct! {
         pub ranked_t: u64,
         /// Segment << 20 | tile within it, u32 `[key_tiles]`.
         pub places: u64,
-        /// Table of KeySegment; signals are not looked at.
+        /// Table of KeySegment; only parts look at signals.
         pub segments: u64,
         /// Tiles claimed and blocks done, u32 `[2]`; zero before the first launch, and after each.
         pub claims: u64,
-        /// Tiles of the launch, b * hkv * key_tiles.
+        /// Tiles of the launch, b * hkv * key_tiles (parts: * part_tiles).
         pub tiles: u32,
         /// Tiles of 128 query rows, ceil(sq / 128).
         pub row_tiles: u32,
@@ -97,8 +99,98 @@ device_struct! {
         pub scale_log2: f32,
         /// Softmax scale, above 0.
         pub scale: f32,
+        /// Parts: key tiles of the launch; `tiles` is b * hkv * part_tiles, and `ranked_t` has this pitch.
+        pub part_tiles: u32,
+        /// Ordered: entries of each row tile, u32 [mb, mh, row_tiles].
+        pub counts: u64,
+        /// Ordered: key tile << 2 | class, u32 [mb, mh, row_tiles, key_tiles].
+        pub entries: u64,
+        /// Ordered: from fm3_bwd_order, u32 [mb, mh, key_tiles].
+        pub positions: u64,
+        /// Ordered: additions that each block of dQ has had, u32 [b, hq, row_tiles * 2]; zero before the first launch.
+        pub turns: u64,
+        /// Parts: a u32 that becomes 1 when dQ is not complete.
+        pub poisoned: u64,
+        /// Parts: table of GradSegment; 0: maps and slabs as the keys', zeroes for what nobody sees, nothing added.
+        pub grad_segments: u64,
+        /// Parts: table of GradSlot.
+        pub grad_slots: u64,
+        /// Parts: a WaitReport; 0: none.
+        pub report: u64,
+        /// Parts: a u32 that ends the launch when it is not zero; 0: none.
+        pub abort: u64,
+        /// Parts: a segment's rows of KV head h are there when its signal >= signal_base + h / heads_per_piece + 1.
+        pub signal_base: u64,
+        /// Parts: longest wait for a signal, nanoseconds; 0: no limit.
+        pub deadline_ns: u64,
+        /// Ordered: longest wait for a turn, nanoseconds; 0: no limit.
+        pub turn_deadline_ns: u64,
+        /// Parts: KV heads that arrive together.
+        pub heads_per_piece: u32,
+        /// Parts: 1: no gradients of its own, slots alone are added up.
+        pub sum_only: u32,
+        /// Parts: KV heads of a group, of each map of dK and dV.
+        pub grad_heads_per_group: [u32; KEY_MAPS],
         /// Fills the struct to a multiple of its alignment.
-        pub reserved: [u32; 27],
+        pub reserved: [u32; 28],
+    }
+}
+
+device_struct! {
+    /// Where dK and dV of a key segment go, and what is added to them. A table of them is in device memory.
+    #[repr(C)]
+    pub struct GradSegment {
+        /// Slot of dK: f32 [b, hkv, tiles, 128 * 128], each tile in the order of the consumers' registers; 0: none.
+        pub dk: u64,
+        /// Slot of dV, like that of dK.
+        pub dv: u64,
+        /// Which of the maps of dK and dV, below KEY_MAPS.
+        pub map: u32,
+        /// Slab of the map that holds the first sequence.
+        pub slab: u32,
+        /// Key tiles of the segment.
+        pub tiles: u32,
+        /// First of the slots that are added, in the table of GradSlot.
+        pub first_slot: u32,
+        /// How many are added, in the order of the table.
+        pub slots: u32,
+        /// 1: tiles that nobody sees are not written.
+        pub skip_unseen: u32,
+    }
+}
+
+device_struct! {
+    /// dK and dV of one segment from somebody else.
+    #[repr(C)]
+    pub struct GradSlot {
+        /// dK, as in GradSegment.
+        pub dk: u64,
+        /// dV, likewise.
+        pub dv: u64,
+        /// u8 [b, hkv, tiles]: 0 for tiles that are not in the slot; address 0: all are.
+        pub written: u64,
+    }
+}
+
+device_struct! {
+    /// fm3_bwd_order: the key tiles of a launch by work. Grid (mb * mh), 1024 threads.
+    #[repr(C)]
+    pub struct BackwardOrderParams {
+        /// All key tiles by work, u32 [mb, mh, key_tiles].
+        pub ranked_t: u64,
+        /// Written: those of the launch, in the same order, u32 [mb, mh, part_tiles].
+        pub order: u64,
+        /// Written at tiles of the launch: base + place in its order + 1, u32 [mb, mh, key_tiles], where 0 means not
+        /// yet; address 0: none.
+        pub positions: u64,
+        /// Key tiles of all segments.
+        pub key_tiles: u32,
+        /// First key tile of the launch.
+        pub first_tile: u32,
+        /// Key tiles of the launch.
+        pub part_tiles: u32,
+        /// Key tiles of the launches before.
+        pub base: u32,
     }
 }
 
@@ -120,7 +212,9 @@ device_struct! {
         pub blocks: u32,
         /// Softmax scale.
         pub scale: f32,
+        /// Parts: dQ is NaN when this u32 is not zero.
+        pub poisoned: u64,
     }
 }
 
-kernel_params!(BackwardPrepareParams, BackwardParams, BackwardFinishParams);
+kernel_params!(BackwardPrepareParams, BackwardOrderParams, BackwardParams, BackwardFinishParams);

@@ -8,15 +8,19 @@ mod forward;
 mod header;
 mod layout;
 mod mask;
+mod probe;
 
-pub use backward::{BackwardFinishParams, BackwardParams, BackwardPrepareParams};
+pub use backward::{
+    BackwardFinishParams, BackwardOrderParams, BackwardParams, BackwardPrepareParams, GradSegment, GradSlot,
+};
 pub use forward::{ForwardParams, KEY_MAPS, KeySegment, TensorMap, WaitReport};
 pub use header::header;
 pub use layout::{CxxType, DeviceStruct, Field, KernelParams, Layout, MAX_PARAM_BYTES};
 pub use mask::{MaskListsParams, MaskRankParams, MaskTilesParams};
+pub use probe::{ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, pattern};
 
 /// All structs, in the order of the header: a struct stands behind those that it holds.
-pub const LAYOUTS: [Layout; 10] = [
+pub const LAYOUTS: [Layout; 17] = [
     TensorMap::LAYOUT,
     KeySegment::LAYOUT,
     WaitReport::LAYOUT,
@@ -25,8 +29,15 @@ pub const LAYOUTS: [Layout; 10] = [
     MaskListsParams::LAYOUT,
     MaskRankParams::LAYOUT,
     BackwardPrepareParams::LAYOUT,
+    GradSegment::LAYOUT,
+    GradSlot::LAYOUT,
+    BackwardOrderParams::LAYOUT,
     BackwardParams::LAYOUT,
     BackwardFinishParams::LAYOUT,
+    ProbeCopyParams::LAYOUT,
+    ProbeHoldParams::LAYOUT,
+    ProbeEchoParams::LAYOUT,
+    ProbeCheckParams::LAYOUT,
 ];
 
 /// Hash of the names, types, sizes and offsets of all [`LAYOUTS`]: equal on both sides, or nothing is launched.

@@ -1,8 +1,11 @@
 //! Backward problems in device memory: gradients between NaN, in layouts of their own.
+use std::ops::Range;
+
 use fm3_kernels::cuda::cudarc::driver::{CudaSlice, CudaViewMut, DevicePtrMut};
 use fm3_kernels::cuda::{
-    BackwardCall, BackwardOptions, BackwardWorkspace, DeviceView, DeviceViewMut, KeyGradMap, KeyGrads,
-    KeyViewMut, LseView, PreparedMask, SegmentAt, Workspace,
+    AbortWord, BackwardCall, BackwardOptions, BackwardWorkspace, DeviceView, DeviceViewMut, GradTable,
+    GradientPart, KeyGradMap, KeyGrads, KeyViewMut, LseView, PartGrads, PreparedMask, SegmentAt, Wait,
+    Workspace,
 };
 use fm3_kernels::view::{Extents, Strides};
 use fm3_kernels::{Dims, Element, Error, Shape};
@@ -25,7 +28,8 @@ impl Workspaces {
     /// Room for 8192 rows of 16 heads, all NaN.
     pub fn new(gpu: &Gpu) -> Self {
         let dims = Dims { batch: 1, heads_q: 16, heads_kv: 1, seq_q: 8192, seq_k: 1, head_dim: 128 };
-        let bytes = BackwardWorkspace::bytes(Shape::new(dims).unwrap());
+        // For turns and the order of tiles, whatever the mask.
+        let bytes = BackwardWorkspace::bytes(Shape::new(dims).unwrap()) + (1 << 20);
         let memory = gpu.stream.clone_htod(&vec![0xFF_u8; bytes]).unwrap();
         let backward = BackwardWorkspace::from_memory(memory).unwrap();
         Self { forward: Workspace::new(&gpu.stream).unwrap(), backward }
@@ -37,6 +41,22 @@ pub struct GradBuffers<T> {
     dout: CudaSlice<T>,
     dq: CudaSlice<T>,
     kv: KeyGradBuffers<T>,
+}
+
+/// One launch of a pass in parts.
+#[derive(Clone)]
+pub struct Part<'a> {
+    pub tiles: Range<usize>,
+    pub out: Out<'a>,
+    pub wait: Option<Wait>,
+    pub abort: Option<&'a AbortWord>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Out<'a> {
+    Rounded(Option<&'a GradTable>),
+    Slots(&'a GradTable),
+    Sum(&'a GradTable),
 }
 
 enum KeyGradBuffers<T> {
@@ -81,8 +101,45 @@ impl<T: Half> GradBuffers<T> {
         &mut self,
         gpu: &Gpu,
         case: &Case,
-        (buffers, mask): (&Buffers<T>, &PreparedMask),
+        inputs: (&Buffers<T>, &PreparedMask),
         workspace: &mut BackwardWorkspace,
+    ) -> Result<(), Error> {
+        self.with_call(gpu, case, inputs, |call| gpu.attention.backward(&gpu.stream, call, workspace))
+    }
+
+    /// The same in parts.
+    pub fn launch_parts(
+        &mut self,
+        gpu: &Gpu,
+        case: &Case,
+        inputs: (&Buffers<T>, &PreparedMask),
+        workspace: &mut BackwardWorkspace,
+        parts: &[Part<'_>],
+    ) -> Result<(), Error> {
+        self.with_call(gpu, case, inputs, |call| {
+            let mut pass = gpu.attention.begin_backward(&gpu.stream, call.inputs(), workspace)?;
+            for Part { tiles, out, wait, abort } in parts.iter().cloned() {
+                let grads = match out {
+                    Out::Sum(table) => {
+                        pass.sum_slots(tiles, call.grads, table)?;
+                        continue;
+                    }
+                    Out::Slots(table) => PartGrads::Slots(table),
+                    Out::Rounded(table) => PartGrads::Rounded { grads: call.grads, table },
+                };
+                pass.gradients(&GradientPart { tiles, grads, wait, abort })?;
+            }
+            pass.finish(call.dq)
+        })
+    }
+
+    /// All views of a call, for one use.
+    fn with_call(
+        &mut self,
+        gpu: &Gpu,
+        case: &Case,
+        (buffers, mask): (&Buffers<T>, &PreparedMask),
+        run: impl FnOnce(&BackwardCall<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (stream, queries, layout) = (&gpu.stream, case.queries(), other(case.layout));
         let o = buffers.o.slice(GUARD..buffers.o.len() - GUARD);
@@ -95,13 +152,13 @@ impl<T: Half> GradBuffers<T> {
         let options = BackwardOptions {
             section_heads: case.section_heads,
             margin: case.margin.min(gpu.kernels().multiprocessors() - 1),
+            deterministic: case.deterministic,
         };
         with_inputs(gpu, case, (&buffers.q, &buffers.kv), |q, keys| {
             let scale = case.scale();
-            let mut call = |dq: &DeviceViewMut<'_>, grads: KeyGrads<'_>| {
+            let call = |dq: &DeviceViewMut<'_>, grads: KeyGrads<'_>| {
                 let (o, dout, lse) = (&o, &dout, &lse);
-                let call = BackwardCall { q, keys, o, dout, lse, dq, grads, mask, scale, options };
-                gpu.attention.backward(stream, &call, workspace)
+                run(&BackwardCall { q, keys, o, dout, lse, dq, grads, mask, scale, options })
             };
             let mut dq_place = guarded(dq);
             match kv {

@@ -50,6 +50,8 @@ pub struct Case {
     pub segmented: Option<Segmented>,
     pub margin: usize,
     pub section_heads: Option<usize>,
+    /// Of the backward pass.
+    pub deterministic: bool,
     pub seed: u64,
 }
 
@@ -65,6 +67,7 @@ impl Case {
             segmented: None,
             margin: 0,
             section_heads: None,
+            deterministic: false,
             seed,
         }
     }

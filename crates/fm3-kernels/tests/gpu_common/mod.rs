@@ -7,10 +7,13 @@ pub mod device;
 pub mod gradients;
 pub mod keys;
 pub mod masks;
+pub mod parts;
 pub mod problems;
 pub mod suite;
+pub mod words;
 
 pub use case::{Case, Data, Layout};
 pub use compare::check;
 pub use device::Gpu;
 pub use suite::Suite;
+pub use words::Words;

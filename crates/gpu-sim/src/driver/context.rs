@@ -74,10 +74,7 @@ extern "C" fn cuCtxGetDevice(device: *mut i32) -> u32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuCtxSynchronize() -> u32 {
-    answer(Needs::Context, || {
-        stream::synchronize_all();
-        Ok(())
-    })
+    answer(Needs::Context, synchronize)
 }
 
 #[unsafe(no_mangle)]
@@ -150,10 +147,10 @@ extern "C" fn cuProfilerStart() -> u32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuProfilerStop() -> u32 {
-    answer(Needs::Context, stop)
+    answer(Needs::Context, synchronize)
 }
 
-fn stop() -> Outcome {
+fn synchronize() -> Outcome {
     stream::synchronize_all();
-    Ok(())
+    context::healthy()
 }

@@ -34,7 +34,8 @@ const ATTRIBUTES: [(i32, i32); 43] = [
     (19, 1),
     (31, 1),
     (32, 1),
-    // Memory clock in kHz, bus width in bits, L2 in bytes, threads of a multiprocessor, copy engines, one address space.
+    // Memory clock in kHz, bus width in bits, L2 in bytes, threads of a multiprocessor, copy engines, one address
+    // space.
     (36, 2_619_000),
     (37, 5120),
     (38, 50 << 20),

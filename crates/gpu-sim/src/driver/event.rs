@@ -2,7 +2,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::code::{Code, Outcome};
-use crate::context::{Needs, answer};
+use crate::context::{self, Needs, answer};
 use crate::marker::Marker;
 use crate::stream::Work;
 use crate::table::{Table, lock};
@@ -43,7 +43,7 @@ extern "C" fn cuEventRecordWithFlags(event: usize, stream: usize, _flags: u32) -
 extern "C" fn cuEventQuery(event: usize) -> u32 {
     answer(Needs::Healthy, || match recorded(event)? {
         Some(marker) if marker.time().is_none() => Err(Code::ERROR_NOT_READY),
-        _ => Ok(()),
+        _ => context::healthy(),
     })
 }
 
@@ -53,7 +53,7 @@ extern "C" fn cuEventSynchronize(event: usize) -> u32 {
         if let Some(marker) = recorded(event)? {
             marker.wait();
         }
-        Ok(())
+        context::healthy()
     })
 }
 

@@ -129,11 +129,11 @@ fn attribute_of(data: usize, attribute: u32, address: usize) -> Outcome {
         3 => c::out(data as *mut usize, address),
         4 if host => c::out(data as *mut usize, address),
         // Whether it is managed, the device, the range, whether it is mapped.
-        8 => c::out(data as *mut u8, 0),
+        8 => c::out(data as *mut u32, 0),
         9 => c::out(data as *mut i32, context::current()?.1),
         11 => c::out(data as *mut usize, range.first),
         12 => c::out(data as *mut usize, range.bytes),
-        13 => c::out(data as *mut u8, 1),
+        13 => c::out(data as *mut u32, 1),
         _ => Err(Code::ERROR_INVALID_VALUE),
     }
 }

@@ -28,14 +28,18 @@ extern "C" fn cuStreamDestroy_v2(stream: usize) -> u32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamQuery(stream: usize) -> u32 {
-    answer(Needs::Healthy, || stream::get(stream)?.is_idle().then_some(()).ok_or(Code::ERROR_NOT_READY))
+    answer(Needs::Healthy, || {
+        let idle = stream::get(stream)?.is_idle();
+        context::healthy()?;
+        idle.then_some(()).ok_or(Code::ERROR_NOT_READY)
+    })
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamSynchronize(stream: usize) -> u32 {
     answer(Needs::Healthy, || {
         stream::get(stream)?.synchronize();
-        Ok(())
+        context::healthy()
     })
 }
 

@@ -58,7 +58,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn blocks_are_aligned_inside_and_apart(calls in prop::collection::vec((0..3_u8, 1..5000_usize, 0..12_u32), 1..60)) {
+        fn blocks_are_aligned_inside_and_apart(
+            calls in prop::collection::vec((0..3_u8, 1..5000_usize, 0..12_u32), 1..60),
+        ) {
             let (mut heap, mut blocks) = (Allocator::new(1 << 16), Vec::<(usize, usize)>::new());
             for (call, bytes, power) in calls {
                 if call == 0 && !blocks.is_empty() {

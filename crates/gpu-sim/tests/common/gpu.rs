@@ -17,14 +17,14 @@ pub(crate) fn stream(context: &Arc<CudaContext>) -> Arc<CudaStream> {
     context.new_stream().unwrap()
 }
 
-/// Words of device memory, all zero, as host and streams see them.
+/// Words that host and streams see, all zero: pinned memory, so that these tests can run on a real GPU too.
 pub(crate) fn words(count: usize) -> &'static [AtomicU64] {
     // SAFETY: a context is current.
-    let address = unsafe { result::malloc_sync(8 * count) }.unwrap();
-    // SAFETY: the range was just made.
-    unsafe { result::memset_d8_sync(address, 0, 8 * count) }.unwrap();
-    // SAFETY: device memory is the host's here, a page and more, and is never freed.
-    unsafe { std::slice::from_raw_parts(address as *const AtomicU64, count) }
+    let address = unsafe { result::malloc_host(8 * count, 0) }.unwrap();
+    // SAFETY: the range was just made, and is never freed.
+    let words = unsafe { std::slice::from_raw_parts(address.cast::<AtomicU64>(), count) };
+    words.iter().for_each(|word| set(word, 0));
+    words
 }
 
 /// Where a word is.

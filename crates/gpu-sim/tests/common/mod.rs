@@ -69,8 +69,13 @@ pub(crate) fn run(line: &str, variables: &[(&str, &str)]) -> String {
     start(line, variables).succeed()
 }
 
-/// The words that a child was started with.
+/// The words that a child was started with. From then on it has a minute: one that hangs fails.
 pub(crate) fn words() -> Vec<String> {
+    std::thread::spawn(|| {
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        std::io::stderr().write_all(b"the child took too long\n").unwrap();
+        std::process::exit(1);
+    });
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     line.split_whitespace().map(str::to_owned).collect()

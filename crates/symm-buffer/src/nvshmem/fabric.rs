@@ -73,44 +73,16 @@ impl NvshmemFabric {
         body(&scope.ids)
     }
 
-    /// Where kernels find `span` of my heap.
-    ///
-    /// # Errors
-    /// [`Error::UnknownRegion`], [`Error::OutOfRange`].
-    pub fn address(&self, span: Span) -> Result<u64, Error> {
-        self.heap.lock().find("address", self.node.me, span)
-    }
-
-    /// Where kernels find my signal word: 64 bits, to be looked at with acquire at system scope.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchSignal`].
-    pub fn signal_address(&self, signal: SignalId) -> Result<u64, Error> {
-        self.check_signal("signal_address", signal)?;
-        self.word_of(self.node.me, signal)
-    }
-
-    /// Where kernels find the word of 32 bits that is not zero when the group has given up (rule D2).
-    pub fn abort_address(&self) -> u64 {
-        self.node.device(At::Abort(0))
-    }
-
-    fn word_of(&self, pe: Pe, signal: SignalId) -> Result<u64, Error> {
-        let words =
-            self.words.as_ref().ok_or(Error::InUse { call: "signal", what: "a group that is closed" })?;
-        Ok(words.address(pe, signal.0 as usize * ALIGNMENT))
-    }
-
     pub(super) fn check_alive(&self, call: &'static str) -> Result<(), Error> {
         self.node.aborted(call).map_or(Ok(()), Err)
     }
 
-    fn check_pe(&self, call: &'static str, pe: Pe) -> Result<(), Error> {
+    pub(super) fn check_pe(&self, call: &'static str, pe: Pe) -> Result<(), Error> {
         let world = self.world().size();
         if pe.index() < world { Ok(()) } else { Err(Error::NoSuchPe { call, pe, world }) }
     }
 
-    fn check_signal(&self, call: &'static str, signal: SignalId) -> Result<(), Error> {
+    pub(super) fn check_signal(&self, call: &'static str, signal: SignalId) -> Result<(), Error> {
         self.node.block.check_signal(call, signal, self.node.signals.load(Ordering::Acquire))
     }
 

@@ -28,6 +28,7 @@
 //! world.finalize(soon)?;
 //! # Ok::<(), Error>(())
 //! ```
+mod addresses;
 mod arena;
 mod block;
 mod collectives;
@@ -43,6 +44,7 @@ mod staging;
 mod stream;
 mod world;
 
+pub use addresses::PostAddress;
 pub use cudarc;
 pub use fabric::NvshmemFabric;
 pub use nvshmem_sys::Search;

@@ -105,6 +105,11 @@ impl NvshmemWorld {
         &self.context
     }
 
+    /// NVSHMEM itself, for what the fabric does not do: its calls on streams, teams, registration. One thread at a time.
+    pub fn with_session<R>(&self, body: impl FnOnce(&Session) -> R) -> R {
+        body(&self.session.lock())
+    }
+
     /// A group of all ranks. Collective; a process may make several, all ranks in the same order.
     ///
     /// # Errors

@@ -45,7 +45,7 @@ pub(crate) struct Ended {
 }
 
 #[expect(clippy::disallowed_methods, reason = "no library, but the tests' own switches")]
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

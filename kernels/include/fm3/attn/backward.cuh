@@ -6,6 +6,7 @@
 #include "fm3/attn/backward_consumer.cuh"
 #include "fm3/attn/backward_layout.cuh"
 #include "fm3/attn/backward_producer.cuh"
+#include "fm3/attn/backward_sums.cuh"
 
 namespace fm3::backward {
 
@@ -14,7 +15,7 @@ constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
 
-template <typename Element>
+template <typename Element, typename Form = Plain>
 __device__ __forceinline__ void run(const BackwardParams& p) {
     extern __shared__ __align__(1024) unsigned char bytes[];
     const uint32_t shared = shared_address(bytes);
@@ -23,18 +24,22 @@ __device__ __forceinline__ void run(const BackwardParams& p) {
         if ((shared & 1023) != 0) __trap();
         barriers.init();
     }
+    uint64_t* verified = reinterpret_cast<uint64_t*>(bytes + offset::kVerified);
+    if (Form::kPart && threadIdx.x < fm3::offset::kVerifiedSegments) {
+        verified[threadIdx.x] = 0;
+    }
     __syncthreads();
     const uint32_t group = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 128, 0);
     if (group == 0) {
         lower_registers<kProducerRegisters>();
         if (threadIdx.x < 32) {
-            produce(p, shared);
+            produce<Form>(p, shared, verified);
         } else if (threadIdx.x < 64) {
-            add_query_grads(p, shared);
+            add_query_grads<Form>(p, shared);
         }
     } else {
         raise_registers<kConsumerRegisters>();
-        Consumer<Element> consumer = {p, shared, barriers, group - 1, threadIdx.x % 128, {0, 0}, {0, 0}};
+        Consumer<Element, Form> consumer = {p, shared, barriers, group - 1, threadIdx.x % 128, {0, 0}, {0, 0}};
         consumer.run();
     }
 }

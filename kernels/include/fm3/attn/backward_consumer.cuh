@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "fm3/attn/backward_layout.cuh"
+#include "fm3/attn/backward_slots.cuh"
 #include "fm3/attn/consumer.cuh"
 
 namespace fm3::backward {
@@ -15,7 +16,7 @@ constexpr uint32_t kEpilogueBarrier = 6;       // + warpgroup
 constexpr uint32_t kSumThreads = 160;          // a warpgroup and the adding warp
 constexpr uint32_t kNoTarget = 0xFFFFFFFFu;
 
-template <typename Element>
+template <typename Element, typename Form>
 struct Consumer {
     const BackwardParams& p;
     uint32_t shared;
@@ -177,7 +178,13 @@ struct Consumer {
     __device__ __forceinline__ void hand_over_query_grads(uint32_t target) {
         named_sync(kSumEmptyBarrier + warpgroup, kSumThreads);
         const uint32_t buffer = shared + offset::kQuerySum + warpgroup * kQuerySumBytes;
-        if (thread == 0) store_word(shared + offset::kTarget + 4 * warpgroup, target);
+        if (thread == 0) {
+            store_word(shared + offset::kTarget + 4 * warpgroup, target);
+            if constexpr (Form::kOrdered) {
+                const uint32_t turn = load_shared_word(shared + offset::kStep + queries.stage * 16 + 8);
+                store_word(shared + offset::kTurn + 4 * warpgroup, turn);
+            }
+        }
         if (target != kNoTarget) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
@@ -230,8 +237,35 @@ struct Consumer {
         gradients.advance();
     }
 
+    // Parts: adds what others have sent for this tile. False: the tile is not written.
+    __device__ __forceinline__ bool settle(const TileMessage& tile) {
+#pragma unroll
+        for (int i = 0; i < 64; ++i) key_grads[i] = __fmul_rn(key_grads[i], p.scale);
+        const GradTile grad = GradTile::of(p, tile);
+        grad.add_slots(p, key_grads, value_grads, warpgroup, thread);
+        return grad.is_written(tile);
+    }
+
+    // dK and dV leave from the registers: a slot has their order. K and V are not needed any more.
+    __device__ __forceinline__ void store_slots(uint32_t slot) {
+        named_sync(kEpilogueBarrier + warpgroup, 128);
+        if (thread == 0) barrier_arrive(barriers.keys_empty());
+        const TileMessage tile = load_tile(slot);
+        const GradTile grad = GradTile::of(p, tile);
+        if (grad.is_written(tile)) {
+            grad.store(key_grads, value_grads, p.scale, warpgroup, thread);
+        }
+    }
+
     // dK and dV go out through the buffers of K and V, which nobody reads any more.
     __device__ __forceinline__ void store(uint32_t slot) {
+        if constexpr (Form::kSlots) {
+            store_slots(slot);
+            return;
+        }
+        bool written = true;
+        if constexpr (Form::kPart) written = settle(load_tile(slot));
+        const float key_scale = Form::kPart ? 1.0f : p.scale;
         named_sync(kScoreGradientBarrier, 256);
         const uint32_t lane = thread % 32;
         const uint32_t row = thread / 32 * 16 + lane % 16;
@@ -239,7 +273,7 @@ struct Consumer {
 #pragma unroll
         for (int j = 0; j < kHeadDim / 16; ++j) {
             const uint32_t at = rows + 2 * j / 8 * kPanelBytes + ((2 * j % 8 + lane / 16) ^ (row & 7)) * 16;
-            store_block(shared + offset::kK + at, key_grads, j, p.scale);
+            store_block(shared + offset::kK + at, key_grads, j, key_scale);
             store_block(shared + offset::kV + at, value_grads, j, 1.0f);
         }
         fence_shared_to_async();
@@ -248,14 +282,22 @@ struct Consumer {
             return;
         }
         const TileMessage tile = load_tile(slot);
-        const KeySegment segment = reinterpret_cast<const KeySegment*>(p.segments)[tile.place >> 20];
+        KeySegment segment = reinterpret_cast<const KeySegment*>(p.segments)[tile.place >> 20];
+        if constexpr (Form::kPart) {
+            if (!written) {
+                barrier_arrive(barriers.keys_empty());
+                return;
+            }
+            segment = GradTile::place(p, tile, segment);
+        }
         const uint32_t batch = tile.slab_head / p.heads_kv, kv_head = tile.slab_head - batch * p.heads_kv;
-        const uint32_t group = kv_head / p.heads_per_group[segment.map];
+        const uint32_t(&heads_per_group)[4] = Form::kPart ? p.grad_heads_per_group : p.heads_per_group;
+        const uint32_t group = kv_head / heads_per_group[segment.map];
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
             const Coordinates5 at = {panel * kPanelColumns,
                                      static_cast<int32_t>((tile.place & 0xFFFFF) * kKeys + warpgroup * 64),
-                                     static_cast<int32_t>(kv_head - group * p.heads_per_group[segment.map]),
+                                     static_cast<int32_t>(kv_head - group * heads_per_group[segment.map]),
                                      static_cast<int32_t>(group), static_cast<int32_t>(segment.slab + batch)};
             const uint32_t from = shared + warpgroup * kWarpgroupBytes + panel * kPanelBytes;
             store_box(p.dk[segment.map], from + offset::kK, at);
@@ -276,8 +318,8 @@ struct Consumer {
                 break;
             }
 #pragma unroll
-            for (int i = 0; i < 64; ++i) key_grads[i] = value_grads[i] = 0.0f;
-            barrier_wait(barriers.keys_full(), tile.keys_parity);
+            for (int i = 0; i < 64; ++i) key_grads[i] = value_grads[i] = first_sum(tile);
+            barrier_wait(barriers.keys_full(), Form::kPart ? tile.keys_parity & 1 : tile.keys_parity);
 #pragma unroll 1
             for (uint32_t left = tile.steps; left != 0; --left) {
                 step();
@@ -291,6 +333,12 @@ struct Consumer {
     }
 
 private:
+    // Gradients of a tile whose keys did not come are NaN.
+    static __device__ __forceinline__ float first_sum(const TileMessage& tile) {
+        if constexpr (Form::kPart) return tile.poisoned() ? __int_as_float(0x7FC00000) : 0.0f;
+        return 0.0f;
+    }
+
     static __device__ __forceinline__ void store_word(uint32_t address, uint32_t word) {
         asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
     }
@@ -314,37 +362,5 @@ private:
         store_matrices(at, packed[0], packed[1], packed[2], packed[3]);
     }
 };
-
-// The adding warp: dQ of each step and warpgroup from shared memory to the sums in global memory.
-__device__ __forceinline__ void add_query_grads(const BackwardParams& p, uint32_t shared) {
-    const uint32_t lane = threadIdx.x % 32;
-    named_arrive(kSumEmptyBarrier, kSumThreads);
-    named_arrive(kSumEmptyBarrier + 1, kSumThreads);
-    bool open = true;
-    while (open) {
-#pragma unroll
-        for (uint32_t warpgroup = 0; warpgroup < kConsumers; ++warpgroup) {
-            named_sync(kSumFullBarrier + warpgroup, kSumThreads);
-            uint32_t target;
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(target) : "r"(shared + offset::kTarget + 4 * warpgroup) : "memory");
-            open = target != kNoTarget;
-            if (lane == 0 && open) {
-                float* sums = reinterpret_cast<float*>(p.dq_sums) + static_cast<uint64_t>(target) * (kStepRows * kHeadDim) +
-                              warpgroup * (kStepRows * kHeadDim / kConsumers);
-                add_floats(sums, shared + offset::kQuerySum + warpgroup * kQuerySumBytes, kQuerySumBytes);
-                store_commit();
-            }
-        }
-        if (open) {
-            if (lane == 0) store_wait_read_all_but<1>();
-            __syncwarp();
-            named_arrive(kSumEmptyBarrier, kSumThreads);
-            if (lane == 0) store_wait_read_all_but<0>();
-            __syncwarp();
-            named_arrive(kSumEmptyBarrier + 1, kSumThreads);
-        }
-    }
-    if (lane == 0) store_wait();
-}
 
 }  // namespace fm3::backward

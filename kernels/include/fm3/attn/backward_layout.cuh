@@ -6,6 +6,19 @@
 
 namespace fm3::backward {
 
+// What a kernel does beyond the plain one. All that is not plain is a part.
+template <bool kPart_, bool kSlots_, bool kOrdered_>
+struct Form {
+    static constexpr bool kPart = kPart_;        // a launch over some of the key tiles: signals, tables of gradients
+    static constexpr bool kSlots = kSlots_;      // dK and dV go to slots in f32
+    static constexpr bool kOrdered = kOrdered_;  // dQ is added in the order of the tiles
+};
+using Plain = Form<false, false, false>;
+using Part = Form<true, false, false>;
+using SlotsPart = Form<true, true, false>;
+using OrderedPart = Form<true, false, true>;
+using OrderedSlotsPart = Form<true, true, true>;
+
 constexpr int kStepRows = 64;  // query rows of a step; an entry of a block list is two steps
 constexpr int kQueryStages = 3;
 constexpr int kGradientStages = 2;  // of dO and of dS
@@ -28,8 +41,10 @@ constexpr uint32_t kDelta = kLse + kQueryStages * kRowBytes;
 constexpr uint32_t kStep = kDelta + kGradientStages * kRowBytes;  // StepMessage per Q stage
 constexpr uint32_t kTile = kStep + kQueryStages * 16;             // 2 x TileMessage
 constexpr uint32_t kTarget = kTile + 2 * 16;                      // where the dQ of each warpgroup goes
+constexpr uint32_t kTurn = kTarget + 8;                           // ordered: and when
 constexpr uint32_t kBarriers = kTarget + 16;
-constexpr uint32_t kEnd = kBarriers + 20 * 8;
+constexpr uint32_t kVerified = kBarriers + 20 * 8;                // parts: u64 per segment
+constexpr uint32_t kEnd = kVerified + fm3::offset::kVerifiedSegments * 8;
 }  // namespace offset
 static_assert(offset::kEnd <= 232448, "more shared memory than a block may have");
 
@@ -63,18 +78,27 @@ struct Barriers {
     }
 };
 
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+    uint32_t word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
 // A key tile of one KV head. Two words at a time: { slab_head, place }, { steps, keys_parity }.
 struct TileMessage {
     uint32_t slab_head;  // b * heads_kv + kv_head, or kNoMoreTiles
     uint32_t place;      // segment << 20 | tile in it
     uint32_t steps;
-    uint32_t keys_parity;  // of keys_full
+    uint32_t keys_parity;  // of keys_full; parts: + 2 when the keys did not come
+
+    __device__ __forceinline__ bool poisoned() const { return keys_parity >= 2; }
 };
 
 // A step: 64 query rows of one query head.
 struct StepMessage {
     uint32_t query_head;  // b * heads_q + h
     uint32_t block;       // row / 64 << 2 | class
+    uint32_t turn;        // ordered: key tiles that add to these rows before
 };
 
 }  // namespace fm3::backward

@@ -52,19 +52,22 @@ __device__ __forceinline__ void prepare(const BackwardPrepareParams& p) {
 }
 
 // 64 rows of one head: the sums lie in the order of the consumers' registers, [warpgroup][8 columns][thread][4].
-template <typename Element>
+// Parts: NaN when some part is not complete.
+template <typename Element, bool kPart = false>
 __device__ __forceinline__ void finish(const BackwardFinishParams& p) {
     constexpr int kPairs = kHeadDim / 2;
     __shared__ __align__(16) uint32_t rows[kStepRows][kPairs + 4];  // padded against bank conflicts
     const uint64_t block = (static_cast<uint64_t>(blockIdx.z) * p.heads_q + blockIdx.y) * p.blocks + blockIdx.x;
+    float scale = p.scale;
+    if (kPart && *reinterpret_cast<const uint32_t*>(p.poisoned) != 0) scale = __int_as_float(0x7FC00000);
     const float4* sums = reinterpret_cast<const float4*>(p.dq_sums) + block * (kStepRows * kHeadDim / 4);
     for (uint32_t i = threadIdx.x; i < kStepRows * kHeadDim / 4; i += kPassThreads) {
         const float4 sum = sums[i];
         const uint32_t warpgroup = i / 1024, eight = i / 128 % 8, thread = i % 128;
         const uint32_t row = thread / 32 * 16 + thread % 32 / 4;
         const uint32_t pair = warpgroup * 32 + eight * 4 + thread % 4;
-        rows[row][pair] = pack<Element>(sum.x * p.scale, sum.y * p.scale);
-        rows[row + 8][pair] = pack<Element>(sum.z * p.scale, sum.w * p.scale);
+        rows[row][pair] = pack<Element>(sum.x * scale, sum.y * scale);
+        rows[row + 8][pair] = pack<Element>(sum.z * scale, sum.w * scale);
     }
     __syncthreads();
     constexpr int kUnits = kHeadDim / 8;  // of 16 bytes
@@ -74,6 +77,36 @@ __device__ __forceinline__ void finish(const BackwardFinishParams& p) {
             uint16_t* to = reinterpret_cast<uint16_t*>(p.dq) + row_offset(p.dq_strides, row);
             reinterpret_cast<uint4*>(to)[i % kUnits] = reinterpret_cast<const uint4*>(rows[i / kUnits])[i % kUnits];
         }
+    }
+}
+
+constexpr int kOrderThreads = 1024;
+
+// The key tiles of a launch, in the order in which they stand among all. One block per mask head.
+__device__ __forceinline__ void order(const BackwardOrderParams& p) {
+    __shared__ uint32_t counts[kOrderThreads / 32];
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint64_t all = static_cast<uint64_t>(blockIdx.x) * p.key_tiles;
+    const uint32_t* ranked = reinterpret_cast<const uint32_t*>(p.ranked_t) + all;
+    uint32_t* order = reinterpret_cast<uint32_t*>(p.order) + static_cast<uint64_t>(blockIdx.x) * p.part_tiles;
+    uint32_t* positions = reinterpret_cast<uint32_t*>(p.positions) + all;
+    uint32_t done = 0;
+    for (uint32_t first = 0; first < p.key_tiles; first += kOrderThreads) {
+        const uint32_t rank = first + threadIdx.x;
+        const uint32_t tile = rank < p.key_tiles ? ranked[rank] : p.first_tile + p.part_tiles;
+        const bool mine = tile >= p.first_tile && tile - p.first_tile < p.part_tiles;
+        const uint32_t of_warp = __ballot_sync(0xFFFFFFFFu, mine);
+        if (lane == 0) counts[warp] = __popc(of_warp);
+        __syncthreads();
+        const uint32_t before = __reduce_add_sync(0xFFFFFFFFu, lane < warp ? counts[lane] : 0);
+        const uint32_t total = __reduce_add_sync(0xFFFFFFFFu, counts[lane]);
+        if (mine) {
+            const uint32_t at = done + before + __popc(of_warp & ((1u << lane) - 1));
+            order[at] = tile;
+            if (p.positions != 0) positions[tile] = p.base + at + 1;
+        }
+        done += total;
+        __syncthreads();
     }
 }
 

@@ -84,9 +84,27 @@ constexpr uint32_t kNextTileSteps = 4;
 
 // Looked at before each tile and while waiting. An expired wait stops later calls too, until its report is taken; calls
 // without a deadline do not look for one.
-__device__ __forceinline__ StopWords stop_words(const ForwardParams& p) {
+template <typename Params>
+__device__ __forceinline__ StopWords stop_words(const Params& p) {
     const WaitReport* report = reinterpret_cast<const WaitReport*>(p.deadline_ns != 0 ? p.report : 0);
     return {reinterpret_cast<const uint32_t*>(p.abort), report != nullptr ? &report->state : nullptr};
+}
+
+// The first to come here fills the report; states: 0 free, 1 being written, 2 written.
+__device__ __forceinline__ void write_report(
+    uint64_t address, uint32_t segment, uint32_t kv_head, uint64_t wanted, const SpinOutcome& outcome) {
+    WaitReport* report = reinterpret_cast<WaitReport*>(address);
+    if (atomicCAS(&report->state, 0u, 1u) != 0u) {
+        return;
+    }
+    report->segment = segment;
+    report->kv_head = kv_head;
+    report->cta = blockIdx.x;
+    report->wanted = wanted;
+    report->seen = outcome.seen;
+    report->waited_ns = outcome.waited_ns;
+    __threadfence_system();
+    atomicExch(&report->state, 2u);
 }
 
 // What the copying lane knows of the segment that it reads from.
@@ -96,7 +114,8 @@ struct SegmentReader {
     bool poisoned;     // a wait expired or the call was aborted: nothing more is loaded
 
     // Makes `index` current and its rows of `kv_head` readable, or poisons.
-    __device__ __forceinline__ void enter(const ForwardParams& p, uint32_t index, uint32_t kv_head, uint64_t* verified) {
+    template <typename Params>
+    __device__ __forceinline__ void enter(const Params& p, uint32_t index, uint32_t kv_head, uint64_t* verified) {
         if (index == current) {
             return;
         }
@@ -107,7 +126,8 @@ struct SegmentReader {
         }
     }
 
-    __device__ __forceinline__ void wait(const ForwardParams& p, uint32_t kv_head, uint64_t* verified) {
+    template <typename Params>
+    __device__ __forceinline__ void wait(const Params& p, uint32_t kv_head, uint64_t* verified) {
         const uint64_t wanted = p.signal_base + kv_head / p.heads_per_piece + 1;
         const bool remembered = current < offset::kVerifiedSegments;
         if (remembered && verified[current] >= wanted) {
@@ -122,25 +142,8 @@ struct SegmentReader {
         }
         poisoned = true;
         if (outcome.expired && p.report != 0) {
-            report(p, kv_head, wanted, outcome);
+            write_report(p.report, current, kv_head, wanted, outcome);
         }
-    }
-
-    // The first to come here fills the report; states: 0 free, 1 being written, 2 written.
-    __device__ __forceinline__ void report(
-        const ForwardParams& p, uint32_t kv_head, uint64_t wanted, const SpinOutcome& outcome) const {
-        WaitReport* report = reinterpret_cast<WaitReport*>(p.report);
-        if (atomicCAS(&report->state, 0u, 1u) != 0u) {
-            return;
-        }
-        report->segment = current;
-        report->kv_head = kv_head;
-        report->cta = blockIdx.x;
-        report->wanted = wanted;
-        report->seen = outcome.seen;
-        report->waited_ns = outcome.waited_ns;
-        __threadfence_system();
-        atomicExch(&report->state, 2u);
     }
 };
 

@@ -48,6 +48,11 @@ __device__ __forceinline__ uint32_t claim_tile(uint64_t claims) {
     return gridDim.x + atomicAdd(reinterpret_cast<uint32_t*>(claims), 1u);
 }
 
+// As `claim_tile`, of all tiles: none belongs to a CTA before it runs.
+__device__ __forceinline__ uint32_t claim_in_order(uint64_t claims) {
+    return atomicAdd(reinterpret_cast<uint32_t*>(claims), 1u);
+}
+
 // The last CTA to come here zeroes the claims for the next launch; one thread, after its last claim.
 __device__ __forceinline__ void finish_claims(uint64_t address) {
     uint32_t* claims = reinterpret_cast<uint32_t*>(address);

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 // Compared with the loader's when a binary is loaded.
-#define FM3_ABI_HASH 0x62be6bd47f95041aull
+#define FM3_ABI_HASH 0xe70e51fa36d14bb5ull
 
 namespace fm3 {
 
@@ -285,6 +285,79 @@ static_assert(offsetof(BackwardPrepareParams, seq_q) == 100);
 static_assert(offsetof(BackwardPrepareParams, rows_padded) == 104);
 static_assert(offsetof(BackwardPrepareParams, reserved) == 108);
 
+// Where dK and dV of a key segment go, and what is added to them. A table of them is in device memory.
+struct GradSegment {
+    // Slot of dK: f32 [b, hkv, tiles, 128 * 128], each tile in the order of the consumers' registers; 0: none.
+    uint64_t dk;
+    // Slot of dV, like that of dK.
+    uint64_t dv;
+    // Which of the maps of dK and dV, below KEY_MAPS.
+    uint32_t map;
+    // Slab of the map that holds the first sequence.
+    uint32_t slab;
+    // Key tiles of the segment.
+    uint32_t tiles;
+    // First of the slots that are added, in the table of GradSlot.
+    uint32_t first_slot;
+    // How many are added, in the order of the table.
+    uint32_t slots;
+    // 1: tiles that nobody sees are not written.
+    uint32_t skip_unseen;
+};
+static_assert(sizeof(GradSegment) == 40);
+static_assert(alignof(GradSegment) == 8);
+static_assert(offsetof(GradSegment, dk) == 0);
+static_assert(offsetof(GradSegment, dv) == 8);
+static_assert(offsetof(GradSegment, map) == 16);
+static_assert(offsetof(GradSegment, slab) == 20);
+static_assert(offsetof(GradSegment, tiles) == 24);
+static_assert(offsetof(GradSegment, first_slot) == 28);
+static_assert(offsetof(GradSegment, slots) == 32);
+static_assert(offsetof(GradSegment, skip_unseen) == 36);
+
+// dK and dV of one segment from somebody else.
+struct GradSlot {
+    // dK, as in GradSegment.
+    uint64_t dk;
+    // dV, likewise.
+    uint64_t dv;
+    // u8 [b, hkv, tiles]: 0 for tiles that are not in the slot; address 0: all are.
+    uint64_t written;
+};
+static_assert(sizeof(GradSlot) == 24);
+static_assert(alignof(GradSlot) == 8);
+static_assert(offsetof(GradSlot, dk) == 0);
+static_assert(offsetof(GradSlot, dv) == 8);
+static_assert(offsetof(GradSlot, written) == 16);
+
+// fm3_bwd_order: the key tiles of a launch by work. Grid (mb * mh), 1024 threads.
+struct BackwardOrderParams {
+    // All key tiles by work, u32 [mb, mh, key_tiles].
+    uint64_t ranked_t;
+    // Written: those of the launch, in the same order, u32 [mb, mh, part_tiles].
+    uint64_t order;
+    // Written at tiles of the launch: base + place in its order + 1, u32 [mb, mh, key_tiles], where 0 means not
+    // yet; address 0: none.
+    uint64_t positions;
+    // Key tiles of all segments.
+    uint32_t key_tiles;
+    // First key tile of the launch.
+    uint32_t first_tile;
+    // Key tiles of the launch.
+    uint32_t part_tiles;
+    // Key tiles of the launches before.
+    uint32_t base;
+};
+static_assert(sizeof(BackwardOrderParams) == 40);
+static_assert(alignof(BackwardOrderParams) == 8);
+static_assert(offsetof(BackwardOrderParams, ranked_t) == 0);
+static_assert(offsetof(BackwardOrderParams, order) == 8);
+static_assert(offsetof(BackwardOrderParams, positions) == 16);
+static_assert(offsetof(BackwardOrderParams, key_tiles) == 24);
+static_assert(offsetof(BackwardOrderParams, first_tile) == 28);
+static_assert(offsetof(BackwardOrderParams, part_tiles) == 32);
+static_assert(offsetof(BackwardOrderParams, base) == 36);
+
 // fm3_bwd_d128: dK, dV of every key row, and dQ sums. Addresses are of device memory.
 struct BackwardParams {
     // Queries: {d, seq, heads, batch}, box {64, 64, 1, 1}.
@@ -315,11 +388,11 @@ struct BackwardParams {
     uint64_t ranked_t;
     // Segment << 20 | tile within it, u32 `[key_tiles]`.
     uint64_t places;
-    // Table of KeySegment; signals are not looked at.
+    // Table of KeySegment; only parts look at signals.
     uint64_t segments;
     // Tiles claimed and blocks done, u32 `[2]`; zero before the first launch, and after each.
     uint64_t claims;
-    // Tiles of the launch, b * hkv * key_tiles.
+    // Tiles of the launch, b * hkv * key_tiles (parts: * part_tiles).
     uint32_t tiles;
     // Tiles of 128 query rows, ceil(sq / 128).
     uint32_t row_tiles;
@@ -347,10 +420,42 @@ struct BackwardParams {
     float scale_log2;
     // Softmax scale, above 0.
     float scale;
+    // Parts: key tiles of the launch; `tiles` is b * hkv * part_tiles, and `ranked_t` has this pitch.
+    uint32_t part_tiles;
+    // Ordered: entries of each row tile, u32 [mb, mh, row_tiles].
+    uint64_t counts;
+    // Ordered: key tile << 2 | class, u32 [mb, mh, row_tiles, key_tiles].
+    uint64_t entries;
+    // Ordered: from fm3_bwd_order, u32 [mb, mh, key_tiles].
+    uint64_t positions;
+    // Ordered: additions that each block of dQ has had, u32 [b, hq, row_tiles * 2]; zero before the first launch.
+    uint64_t turns;
+    // Parts: a u32 that becomes 1 when dQ is not complete.
+    uint64_t poisoned;
+    // Parts: table of GradSegment; 0: maps and slabs as the keys', zeroes for what nobody sees, nothing added.
+    uint64_t grad_segments;
+    // Parts: table of GradSlot.
+    uint64_t grad_slots;
+    // Parts: a WaitReport; 0: none.
+    uint64_t report;
+    // Parts: a u32 that ends the launch when it is not zero; 0: none.
+    uint64_t abort;
+    // Parts: a segment's rows of KV head h are there when its signal >= signal_base + h / heads_per_piece + 1.
+    uint64_t signal_base;
+    // Parts: longest wait for a signal, nanoseconds; 0: no limit.
+    uint64_t deadline_ns;
+    // Ordered: longest wait for a turn, nanoseconds; 0: no limit.
+    uint64_t turn_deadline_ns;
+    // Parts: KV heads that arrive together.
+    uint32_t heads_per_piece;
+    // Parts: 1: no gradients of its own, slots alone are added up.
+    uint32_t sum_only;
+    // Parts: KV heads of a group, of each map of dK and dV.
+    uint32_t grad_heads_per_group[4];
     // Fills the struct to a multiple of its alignment.
-    uint32_t reserved[27];
+    uint32_t reserved[28];
 };
-static_assert(sizeof(BackwardParams) == 2560);
+static_assert(sizeof(BackwardParams) == 2688);
 static_assert(alignof(BackwardParams) == 128);
 static_assert(offsetof(BackwardParams, q) == 0);
 static_assert(offsetof(BackwardParams, dout) == 128);
@@ -382,7 +487,23 @@ static_assert(offsetof(BackwardParams, mask_batch_step) == 2424);
 static_assert(offsetof(BackwardParams, heads_per_group) == 2428);
 static_assert(offsetof(BackwardParams, scale_log2) == 2444);
 static_assert(offsetof(BackwardParams, scale) == 2448);
-static_assert(offsetof(BackwardParams, reserved) == 2452);
+static_assert(offsetof(BackwardParams, part_tiles) == 2452);
+static_assert(offsetof(BackwardParams, counts) == 2456);
+static_assert(offsetof(BackwardParams, entries) == 2464);
+static_assert(offsetof(BackwardParams, positions) == 2472);
+static_assert(offsetof(BackwardParams, turns) == 2480);
+static_assert(offsetof(BackwardParams, poisoned) == 2488);
+static_assert(offsetof(BackwardParams, grad_segments) == 2496);
+static_assert(offsetof(BackwardParams, grad_slots) == 2504);
+static_assert(offsetof(BackwardParams, report) == 2512);
+static_assert(offsetof(BackwardParams, abort) == 2520);
+static_assert(offsetof(BackwardParams, signal_base) == 2528);
+static_assert(offsetof(BackwardParams, deadline_ns) == 2536);
+static_assert(offsetof(BackwardParams, turn_deadline_ns) == 2544);
+static_assert(offsetof(BackwardParams, heads_per_piece) == 2552);
+static_assert(offsetof(BackwardParams, sum_only) == 2556);
+static_assert(offsetof(BackwardParams, grad_heads_per_group) == 2560);
+static_assert(offsetof(BackwardParams, reserved) == 2576);
 
 // fm3_bwd_finish: dQ = scale * sums, rounded once. Grid (2 * row_tiles, hq, b), 256 threads.
 struct BackwardFinishParams {
@@ -400,8 +521,10 @@ struct BackwardFinishParams {
     uint32_t blocks;
     // Softmax scale.
     float scale;
+    // Parts: dQ is NaN when this u32 is not zero.
+    uint64_t poisoned;
 };
-static_assert(sizeof(BackwardFinishParams) == 56);
+static_assert(sizeof(BackwardFinishParams) == 64);
 static_assert(alignof(BackwardFinishParams) == 8);
 static_assert(offsetof(BackwardFinishParams, dq_sums) == 0);
 static_assert(offsetof(BackwardFinishParams, dq) == 8);
@@ -410,5 +533,94 @@ static_assert(offsetof(BackwardFinishParams, heads_q) == 40);
 static_assert(offsetof(BackwardFinishParams, seq_q) == 44);
 static_assert(offsetof(BackwardFinishParams, blocks) == 48);
 static_assert(offsetof(BackwardFinishParams, scale) == 52);
+static_assert(offsetof(BackwardFinishParams, poisoned) == 56);
+
+// fm3_probe_copy: copies with as many blocks as the grid has, 512 threads each.
+struct ProbeCopyParams {
+    // Where to, a multiple of 16.
+    uint64_t dst;
+    // Where from, a multiple of 16.
+    uint64_t src;
+    // Bytes, a multiple of 16.
+    uint64_t bytes;
+};
+static_assert(sizeof(ProbeCopyParams) == 24);
+static_assert(alignof(ProbeCopyParams) == 8);
+static_assert(offsetof(ProbeCopyParams, dst) == 0);
+static_assert(offsetof(ProbeCopyParams, src) == 8);
+static_assert(offsetof(ProbeCopyParams, bytes) == 16);
+
+// fm3_probe_hold: every block keeps its multiprocessor until a word is high enough.
+struct ProbeHoldParams {
+    // The u64 to wait for.
+    uint64_t word;
+    // Enough.
+    uint64_t at_least;
+    // Longest wait, nanoseconds.
+    uint64_t deadline_ns;
+};
+static_assert(sizeof(ProbeHoldParams) == 24);
+static_assert(alignof(ProbeHoldParams) == 8);
+static_assert(offsetof(ProbeHoldParams, word) == 0);
+static_assert(offsetof(ProbeHoldParams, at_least) == 8);
+static_assert(offsetof(ProbeHoldParams, deadline_ns) == 16);
+
+// fm3_probe_echo: one thread answers a word with another, round after round.
+struct ProbeEchoParams {
+    // The u64 to wait for: base + round, from round 1.
+    uint64_t word;
+    // The u64 that then becomes the same value.
+    uint64_t reply;
+    // Value of round 0.
+    uint64_t base;
+    // How many.
+    uint64_t rounds;
+    // Longest wait in a round, nanoseconds; then the kernel ends.
+    uint64_t deadline_ns;
+};
+static_assert(sizeof(ProbeEchoParams) == 40);
+static_assert(alignof(ProbeEchoParams) == 8);
+static_assert(offsetof(ProbeEchoParams, word) == 0);
+static_assert(offsetof(ProbeEchoParams, reply) == 8);
+static_assert(offsetof(ProbeEchoParams, base) == 16);
+static_assert(offsetof(ProbeEchoParams, rounds) == 24);
+static_assert(offsetof(ProbeEchoParams, deadline_ns) == 32);
+
+// fm3_probe_check: block 0 waits for each round's signal, compares its slot with the pattern of its source and says
+// that the slot is free; all other blocks keep their multiprocessors until it is done.
+struct ProbeCheckParams {
+    // Two slots, one behind the other; round r is in slot r % 2.
+    uint64_t slots;
+    // Bytes of a slot, a multiple of 4.
+    uint64_t slot_bytes;
+    // The u64 to wait for: base + round + 1.
+    uint64_t ready;
+    // The u64 that becomes base + round + 1 when a round is read; it may lie in the host's memory.
+    uint64_t free;
+    // Value of both words before round 0.
+    uint64_t base;
+    // How many.
+    uint64_t rounds;
+    // Written: u64 `[3]`: rounds that were read, words that were wrong, first wrong round + 1. Zero before.
+    uint64_t found;
+    // Longest wait in a round, nanoseconds; then the kernel ends.
+    uint64_t deadline_ns;
+    // Number of sources; round r was sent from source r % sources, whose u32 i is `pattern(source, i)`.
+    uint32_t sources;
+    // Fills the struct to a multiple of its alignment.
+    uint32_t reserved;
+};
+static_assert(sizeof(ProbeCheckParams) == 72);
+static_assert(alignof(ProbeCheckParams) == 8);
+static_assert(offsetof(ProbeCheckParams, slots) == 0);
+static_assert(offsetof(ProbeCheckParams, slot_bytes) == 8);
+static_assert(offsetof(ProbeCheckParams, ready) == 16);
+static_assert(offsetof(ProbeCheckParams, free) == 24);
+static_assert(offsetof(ProbeCheckParams, base) == 32);
+static_assert(offsetof(ProbeCheckParams, rounds) == 40);
+static_assert(offsetof(ProbeCheckParams, found) == 48);
+static_assert(offsetof(ProbeCheckParams, deadline_ns) == 56);
+static_assert(offsetof(ProbeCheckParams, sources) == 64);
+static_assert(offsetof(ProbeCheckParams, reserved) == 68);
 
 }  // namespace fm3

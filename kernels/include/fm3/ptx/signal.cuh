@@ -16,6 +16,21 @@ __device__ __forceinline__ uint32_t load_relaxed_system(const uint32_t* word) {
     return value;
 }
 
+// Between the blocks of one device.
+__device__ __forceinline__ uint32_t load_acquire_device(const uint32_t* word) {
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_release_device(uint32_t* word, uint32_t value) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed_device(uint32_t* word, uint32_t value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
 __device__ __forceinline__ uint64_t global_nanoseconds() {
     uint64_t now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));

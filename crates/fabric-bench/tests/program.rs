@@ -1,0 +1,37 @@
+//! The program runs from end to end on the simulated driver: every line is there. Its figures mean nothing there.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use std::process::Command;
+
+#[test]
+fn every_line_is_measured_and_written() {
+    let installed = kernel_sim::install().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (json, svg) = (folder.path().join("figures.json"), folder.path().join("figures.svg"));
+    let mut program = Command::new(env!("CARGO_BIN_EXE_fabric-bench"));
+    program.args(["--most", "16", "--repeats", "1"]).arg("--kernels").arg(installed.kernels());
+    program.arg("--json").arg(&json).arg("--svg").arg(&svg).envs(installed.variables());
+    let output = program.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let lines = figures["lines"].as_array().unwrap();
+    for name in [
+        "put + signal",
+        "puts at once, both ways",
+        "put, rows of 256 B",
+        "get, both ways",
+        "NVSHMEM put_signal_nbi",
+        "stores of 64 CTAs, both ways",
+        "8 B put + signal, polled by a kernel, answered to a stream",
+        "host: put_signal of 1 KiB",
+        "host: wait_on",
+        "host: follow",
+        "attention beside pushes",
+    ] {
+        let line =
+            lines.iter().find(|line| line["name"] == name).unwrap_or_else(|| panic!("no {name}: {said}"));
+        assert!(line["micros"][0].as_f64().unwrap() > 0.0, "{line}");
+        assert!(said.contains(name));
+    }
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("<polyline"));
+}

@@ -1,0 +1,76 @@
+//! The kernels by name.
+use fm3_kernels::params::{self, ABI_HASH};
+use half::{bf16, f16};
+
+use crate::backward::{Form, finish, finish_part, gradients, order, prepare};
+use crate::blocks::Shape;
+use crate::forward::forward;
+use crate::mask;
+use crate::probe;
+
+/// Dynamic shared memory that the persistent kernels want, bytes: more than a launch has unless it asks for it.
+pub(crate) static SHARED_MEMORY: u32 = SHARED;
+
+const SHARED: u32 = 200 << 10;
+
+/// What binaries carry to be compared at load.
+pub(crate) static HASH: u64 = ABI_HASH;
+
+/// A kernel.
+pub(crate) struct Kernel {
+    pub(crate) name: &'static str,
+    pub(crate) parameter_bytes: usize,
+    /// Threads of a block that the kernel is made for.
+    pub(crate) threads: u32,
+    /// Dynamic shared memory that it uses whatever its parameters are, bytes.
+    pub(crate) shared_memory: u32,
+    pub(crate) run: fn(address: u64, shape: Shape),
+}
+
+macro_rules! kernels {
+    ($($name:literal: $params:ident, $threads:literal x $shared:expr => $run:expr;)*) => {
+        &[$(Kernel {
+            name: $name,
+            parameter_bytes: size_of::<params::$params>(),
+            threads: $threads,
+            shared_memory: $shared,
+            run: |address, shape| {
+                let run: fn(&params::$params, Shape) = $run;
+                run(&crate::memory::Array::<params::$params>::at(address).get(0), shape);
+            },
+        },)*]
+    };
+}
+
+/// All of them; the number of a kernel is one more than its place here.
+pub(crate) static KERNELS: &[Kernel] = kernels! {
+    "fm3_mask_tiles": MaskTilesParams, 128 x 0 => mask::tiles;
+    "fm3_mask_lists": MaskListsParams, 128 x 0 => mask::lists;
+    "fm3_mask_rank": MaskRankParams, 1024 x 0 => mask::rank;
+    "fm3_fwd_d128_bf16": ForwardParams, 384 x SHARED => forward::<bf16>;
+    "fm3_fwd_d128_f16": ForwardParams, 384 x SHARED => forward::<f16>;
+    "fm3_bwd_prepare_bf16": BackwardPrepareParams, 256 x 0 => prepare::<bf16>;
+    "fm3_bwd_d128_bf16": BackwardParams, 384 x SHARED => |p, shape| gradients::<bf16>(p, shape, Form::PLAIN);
+    "fm3_bwd_finish_bf16": BackwardFinishParams, 256 x 0 => finish::<bf16>;
+    "fm3_bwd_d128_part_bf16": BackwardParams, 384 x SHARED => |p, shape| gradients::<bf16>(p, shape, Form::PART);
+    "fm3_bwd_d128_slots_bf16": BackwardParams, 384 x SHARED => |p, shape| gradients::<bf16>(p, shape, Form::SLOTS);
+    "fm3_bwd_d128_ordered_bf16": BackwardParams, 384 x SHARED => |p, shape| gradients::<bf16>(p, shape, Form::ORDERED);
+    "fm3_bwd_d128_ordered_slots_bf16": BackwardParams, 384 x SHARED
+        => |p, shape| gradients::<bf16>(p, shape, Form::ORDERED_SLOTS);
+    "fm3_bwd_order_bf16": BackwardOrderParams, 1024 x 0 => order;
+    "fm3_bwd_finish_part_bf16": BackwardFinishParams, 256 x 0 => finish_part::<bf16>;
+    "fm3_bwd_prepare_f16": BackwardPrepareParams, 256 x 0 => prepare::<f16>;
+    "fm3_bwd_d128_f16": BackwardParams, 384 x SHARED => |p, shape| gradients::<f16>(p, shape, Form::PLAIN);
+    "fm3_bwd_finish_f16": BackwardFinishParams, 256 x 0 => finish::<f16>;
+    "fm3_bwd_d128_part_f16": BackwardParams, 384 x SHARED => |p, shape| gradients::<f16>(p, shape, Form::PART);
+    "fm3_bwd_d128_slots_f16": BackwardParams, 384 x SHARED => |p, shape| gradients::<f16>(p, shape, Form::SLOTS);
+    "fm3_bwd_d128_ordered_f16": BackwardParams, 384 x SHARED => |p, shape| gradients::<f16>(p, shape, Form::ORDERED);
+    "fm3_bwd_d128_ordered_slots_f16": BackwardParams, 384 x SHARED
+        => |p, shape| gradients::<f16>(p, shape, Form::ORDERED_SLOTS);
+    "fm3_bwd_order_f16": BackwardOrderParams, 1024 x 0 => order;
+    "fm3_bwd_finish_part_f16": BackwardFinishParams, 256 x 0 => finish_part::<f16>;
+    "fm3_probe_copy": ProbeCopyParams, 512 x 0 => probe::copy;
+    "fm3_probe_hold": ProbeHoldParams, 32 x 0 => probe::hold;
+    "fm3_probe_echo": ProbeEchoParams, 1 x 0 => probe::echo;
+    "fm3_probe_check": ProbeCheckParams, 512 x 0 => probe::check;
+};

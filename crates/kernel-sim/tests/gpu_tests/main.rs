@@ -1,0 +1,59 @@
+//! The GPU tests of fm3-kernels, unchanged, on the simulator: this program has them all, and starts itself as a child
+//! that finds the simulated driver and kernels. Where there is no GPU they are skipped outside that child.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::duplicate_mod, reason = "each of these files is a program of its own, too")]
+
+#[path = "../../../fm3-kernels/tests/gpu_backward.rs"]
+mod gpu_backward;
+#[path = "../../../fm3-kernels/tests/gpu_backward_calls.rs"]
+mod gpu_backward_calls;
+#[path = "../../../fm3-kernels/tests/gpu_backward_ordered.rs"]
+mod gpu_backward_ordered;
+#[path = "../../../fm3-kernels/tests/gpu_backward_parts.rs"]
+mod gpu_backward_parts;
+#[path = "../../../fm3-kernels/tests/gpu_backward_parts_calls.rs"]
+mod gpu_backward_parts_calls;
+#[path = "../../../fm3-kernels/tests/gpu_calls.rs"]
+mod gpu_calls;
+#[path = "../../../fm3-kernels/tests/gpu_forward.rs"]
+mod gpu_forward;
+#[path = "../../../fm3-kernels/tests/gpu_mask.rs"]
+mod gpu_mask;
+#[path = "../../../fm3-kernels/tests/gpu_segments.rs"]
+mod gpu_segments;
+mod tables;
+
+use std::process::Command;
+
+/// Each takes about a second or less.
+const QUICK: &[&str] = &["gpu_mask::", "tables::"];
+
+/// Too many products for a CPU.
+const LARGE: &[&str] = &["gpu_forward::large_problems", "gpu_backward::large_problems"];
+
+/// Runs the tests whose names begin like these in a child.
+fn run(filters: &[&str], skipped: &[&str]) {
+    let simulator = kernel_sim::install().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(filters)
+        .args(skipped.iter().flat_map(|name| ["--skip", name]))
+        .envs(simulator.variables())
+        .env("FM_REQUIRE_GPU", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let count =
+        |line: &str| text.lines().filter(|got| got.starts_with("test ") && got.ends_with(line)).count();
+    assert!(output.status.success() && count("... ok") >= filters.len(), "{text}");
+}
+
+#[test]
+fn quick_ones_pass_on_the_simulator() {
+    run(QUICK, &[]);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn all_but_the_large_ones_pass_on_the_simulator() {
+    run(&["gpu_", "tables::"], LARGE);
+}

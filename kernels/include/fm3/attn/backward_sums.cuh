@@ -1,0 +1,109 @@
+// The adding warp of the backward kernel: dQ of each step from shared memory to the sums in global memory. Ordered: a
+// block of 64 rows and one query head is added to by one key tile after another, in the order of their positions.
+#pragma once
+#include <cstdint>
+
+#include "fm3/attn/backward_consumer.cuh"
+#include "fm3/attn/backward_producer.cuh"
+#include "fm3/ptx/signal.cuh"
+
+namespace fm3::backward {
+
+constexpr uint32_t kTurnReport = 0xFFFFFFFFu;  // in a WaitReport instead of a segment
+
+// Whose turn it is at a block of dQ; one thread.
+struct Turn {
+    uint32_t* word;
+
+    __device__ __forceinline__ static Turn of(const BackwardParams& p, uint32_t target) {
+        return {reinterpret_cast<uint32_t*>(p.turns) + target};
+    }
+
+    // Until `turn` key tiles have added. False: they will not.
+    __device__ __forceinline__ bool await(const BackwardParams& p, uint32_t target, uint32_t turn) const {
+        jitter();
+        uint32_t seen = load_acquire_device(word);
+        if (seen != turn && !spin(p, target, turn)) {
+            return false;
+        }
+        fence_global_to_async();
+        return true;
+    }
+
+    // After this thread's additions: they are done, not only read, before the next tile may know.
+    __device__ __forceinline__ void end(uint32_t turn) const {
+        store_wait();
+        fence_global_to_async();
+        jitter();
+        store_release_device(word, turn + 1);
+    }
+
+private:
+    __device__ __forceinline__ bool spin(const BackwardParams& p, uint32_t target, uint32_t turn) const {
+        const uint64_t start = global_nanoseconds();
+        for (uint32_t poll = 1;; ++poll) {
+            __nanosleep(32);
+            const uint32_t seen = load_acquire_device(word);
+            if (seen == turn) {
+                return true;
+            }
+            const uint64_t waited = global_nanoseconds() - start;
+            const bool expired = p.turn_deadline_ns != 0 && waited > p.turn_deadline_ns;
+            if (expired && p.report != 0) {
+                write_report(p.report, kTurnReport, target, turn, {false, true, seen, waited});
+            }
+            if (expired || (poll % 64 == 0 && is_over(p))) {
+                poison_query_grads(p);
+                return false;
+            }
+        }
+    }
+
+    static __device__ __forceinline__ bool is_over(const BackwardParams& p) {
+        return load_relaxed_system(reinterpret_cast<const uint32_t*>(p.poisoned)) != 0 || stop_words(p).set();
+    }
+};
+
+// The whole life of the adding warp.
+template <typename Form>
+__device__ __forceinline__ void add_query_grads(const BackwardParams& p, uint32_t shared) {
+    const uint32_t lane = threadIdx.x % 32;
+    named_arrive(kSumEmptyBarrier, kSumThreads);
+    named_arrive(kSumEmptyBarrier + 1, kSumThreads);
+    bool open = true;
+    bool adds = true;  // ordered, one lane: no wait has ended without its turn
+    Turn turn = {};
+    uint32_t number = 0;
+    while (open) {
+#pragma unroll
+        for (uint32_t warpgroup = 0; warpgroup < kConsumers; ++warpgroup) {
+            named_sync(kSumFullBarrier + warpgroup, kSumThreads);
+            const uint32_t target = load_shared_word(shared + offset::kTarget + 4 * warpgroup);
+            open = target != kNoTarget;
+            if (Form::kOrdered && warpgroup == 0 && lane == 0 && open && adds) {
+                turn = Turn::of(p, target);
+                number = load_shared_word(shared + offset::kTurn);
+                adds = turn.await(p, target, number);
+            }
+            if (lane == 0 && open && (!Form::kOrdered || adds)) {
+                float* sums = reinterpret_cast<float*>(p.dq_sums) +
+                              static_cast<uint64_t>(target) * (kStepRows * kHeadDim) +
+                              warpgroup * (kStepRows * kHeadDim / kConsumers);
+                add_floats(sums, shared + offset::kQuerySum + warpgroup * kQuerySumBytes, kQuerySumBytes);
+                store_commit();
+            }
+        }
+        if (open) {
+            if (lane == 0) store_wait_read_all_but<1>();
+            __syncwarp();
+            named_arrive(kSumEmptyBarrier, kSumThreads);
+            if (lane == 0) store_wait_read_all_but<0>();
+            __syncwarp();
+            named_arrive(kSumEmptyBarrier + 1, kSumThreads);
+            if (Form::kOrdered && lane == 0 && adds) turn.end(number);
+        }
+    }
+    if (lane == 0) store_wait();
+}
+
+}  // namespace fm3::backward
