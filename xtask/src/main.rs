@@ -9,6 +9,7 @@
 mod attention_file;
 mod bench;
 mod bench_fabric;
+mod bench_multinode;
 mod bindgen;
 mod build_kernels;
 mod bundle;
@@ -47,6 +48,8 @@ enum Command {
     /// Times puts, signals and their latencies between two processes on GPUs, alone and beside attention
     #[command(disable_help_flag = true)]
     BenchFabric(bench_fabric::BenchFabricArgs),
+    /// Times the context-parallel forward: overlapped, without communication, and gathered first
+    BenchMultinode(bench_multinode::BenchMultinodeArgs),
     /// Compiles the CUDA kernels and checks their budgets; sets up a compiler where there is none
     BuildKernels(build_kernels::BuildKernelsArgs),
     /// Packs GPU tests, benchmark and kernels for a machine without cargo
@@ -70,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::execute(&args),
         Command::Bench(args) => bench::execute(&args),
         Command::BenchFabric(args) => bench_fabric::execute(&args),
+        Command::BenchMultinode(args) => bench_multinode::execute(&args),
         Command::BuildKernels(args) => build_kernels::execute(&args),
         Command::Bundle(args) => bundle::execute(&args),
         Command::Codegen(args) => codegen::execute(&args),

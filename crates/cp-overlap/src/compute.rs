@@ -1,4 +1,6 @@
 //! The other seam: who does the arithmetic. One call a pass; the executor's [`Readiness`] says what is there.
+use std::time::Duration;
+
 use symm_buffer::{Epoch, SignalId, Span};
 
 use crate::{Error, plan::RankPlan};
@@ -19,6 +21,29 @@ pub trait Compute {
     /// # Errors
     /// As [`Compute::forward`].
     fn backward(&mut self, plan: &RankPlan, ready: &mut dyn Readiness) -> Result<(), Error>;
+}
+
+/// The arithmetic of one rank whose calls are enqueued. It owns (or borrows) what [`Compute`] does.
+pub trait Enqueue {
+    /// Queues attention of the local queries to all keys on the caller's stream, and returns at once. What runs there
+    /// waits for a head group of a remote segment by itself, and for nothing else (rule R1).
+    ///
+    /// # Errors
+    /// [`Error::Compute`]; nothing may have been queued then.
+    fn forward(&mut self, plan: &RankPlan, ready: &ReadyWords) -> Result<(), Error>;
+}
+
+/// Where remote keys will be and what says that they are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadyWords {
+    /// A piece with step s is there when its owner's word is at least `base + s`.
+    pub base: Epoch,
+    /// The words, for each segment of the plan; none for the local one.
+    pub signals: Vec<Option<SignalId>>,
+    /// The half of the gather buffer in which places of the plan count; none when there are no remote keys.
+    pub half: Option<Span>,
+    /// Budget of each wait (rule D1).
+    pub deadline: Duration,
 }
 
 /// Two tensors of one piece in symmetric memory of this rank: K and V, or dK and dV.

@@ -179,6 +179,44 @@ pub enum Error {
         /// The most that a signal counts.
         max: usize,
     },
+    /// A plan whose remote keys are no few strided tensors, as kernels of a device read them (rule P3).
+    #[error("plan of {rank}: {name} is {value}; kernels of a device need {rule}")]
+    KeyPlaces {
+        /// Whose part of the plan.
+        rank: Pe,
+        /// What does not fit.
+        name: &'static str,
+        /// Its value.
+        value: usize,
+        /// What is needed, with its numbers.
+        rule: String,
+    },
+    /// A plan needs more symmetric memory than the user allows.
+    #[error(
+        "{rank}: the call needs {needed} bytes of symmetric memory, {bound} are allowed; raise the bound, or give each rank fewer rows or heads"
+    )]
+    SymmetricMemory {
+        /// This rank.
+        rank: Pe,
+        /// Bytes of all buffers of the group with this call.
+        needed: usize,
+        /// Bytes that the settings allow.
+        bound: usize,
+    },
+    /// Calls that return at once agree in another way than calls that wait.
+    #[error("{rank}: {call} after calls of the other kind; use one kind for a group until it recovers")]
+    MixedCalls {
+        /// The call.
+        call: &'static str,
+        /// This rank.
+        rank: Pe,
+    },
+    /// The group of a call was closed, or recovered from a failure, before the call was waited for.
+    #[error("{rank}: the call was not waited for before its group was closed or recovered; make it again")]
+    Abandoned {
+        /// This rank.
+        rank: Pe,
+    },
     /// A plan that would hang, corrupt memory or miscount. Plans built here never are; edited or damaged ones may be.
     #[error("plan of {rank} breaks '{rule}': {detail}; build it again with CpPlan::build")]
     BrokenPlan {

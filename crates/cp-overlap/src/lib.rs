@@ -16,10 +16,10 @@ pub mod sharding;
 pub mod tensors;
 pub mod tune;
 
-pub use compute::{Compute, PairSpans, Readiness};
+pub use compute::{Compute, Enqueue, PairSpans, Readiness, ReadyWords};
 pub use digest::Digest;
 pub use error::Error;
-pub use exec::{CallReport, Session};
+pub use exec::{CallReport, Handle, Session};
 pub use fold::fold_mask;
 pub use plan::{CpPlan, RankPlan};
 pub use problem::Problem;

@@ -252,6 +252,7 @@ fn tuning_words(tunables: &Tunables, choice: Choice) -> impl Iterator<Item = u64
         choice.heads_per_piece,
         choice.rows_per_piece,
         usize::from(choice.local_tail),
+        usize::from(tunables.row_chunks),
     ];
     rates.into_iter().map(f64::to_bits).chain(sizes.map(wide))
 }

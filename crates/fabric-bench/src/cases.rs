@@ -246,7 +246,8 @@ fn beside_attention(rank: &Rank, figures: &mut Figures) -> anyhow::Result<()> {
     for launch in 0..=rank.repeats {
         let alone = rank.gated(&work.stream, true, || work.attend())?;
         // Enough pushes to last as long as attention does, at 390 GB/s.
-        let count = ((alone * 390e6 / BYTES as f64) as usize).clamp(1, 256);
+        let count =
+            (1..256).find(|count| f64::from(*count) * BYTES as f64 >= alone * 390e6).unwrap_or(256) as usize;
         let values = (0..256).map(|_| rank.next_round()).collect::<anyhow::Result<Vec<_>>>()?;
         let mut pushes = 0.0;
         let both = rank.gated(&work.stream, true, || {

@@ -11,12 +11,12 @@ mod rank;
 mod raw;
 mod work;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::Parser;
+use fabric_bench::start_ranks;
 
 /// Flags.
 #[derive(Clone, Debug, Parser)]
@@ -63,37 +63,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts all ranks and waits for them; when one fails the others are ended.
+/// Starts all ranks and waits for them.
 fn start(args: &Args) -> anyhow::Result<()> {
     ensure!(fm3_kernels::cuda::is_present(), "there is no CUDA driver (libcuda) on this machine");
     ensure!(args.repeats > 0 && args.most > 0, "--repeats and --most must be at least 1");
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    let port = free.local_addr()?.port();
-    drop(free);
-    let program = std::env::current_exe()?;
-    let mut ranks: Vec<Child> = Vec::new();
-    for rank in 0..args.ranks {
-        let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1)).args(["--part", &rank.to_string(), &port.to_string()]);
-        command.env("NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME", "lo");
-        ranks.push(command.spawn().context("cannot start a rank")?);
-    }
-    let mut failed = None;
-    while !ranks.is_empty() && failed.is_none() {
-        for (at, rank) in ranks.iter_mut().enumerate() {
-            if let Some(status) = rank.try_wait()? {
-                failed = (!status.success()).then_some(status);
-                ranks.swap_remove(at);
-                break;
-            }
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    for rank in &mut ranks {
-        // Its end may have come already.
-        _ = rank.kill();
-        _ = rank.wait();
-    }
+    let failed = start_ranks(args.ranks, |process, rank, port| {
+        process.args(["--part", &rank.to_string(), &port.0.to_string()]);
+        // The ranks are on one machine.
+        process.env("NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME", "lo");
+    })?;
     match failed {
         None => Ok(()),
         Some(status) => bail!("a rank ended with {status}"),

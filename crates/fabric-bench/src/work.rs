@@ -35,11 +35,11 @@ impl Work {
         let stream = rank.fabric.stream("attention")?;
         let cuda = stream.cuda();
         // Values between -1 and 1 without a pattern that compresses: power depends on them.
-        let value = |at: usize| {
-            let mixed = (at as u32).wrapping_mul(0x9E37_79B9);
+        let value = |at: u32| {
+            let mixed = at.wrapping_mul(0x9E37_79B9);
             bf16::from_f32(((mixed ^ mixed >> 13) >> 8) as f32 / (1 << 23) as f32 - 1.0)
         };
-        let inputs: Vec<bf16> = (0..count).map(value).collect();
+        let inputs: Vec<bf16> = (0..).take(count).map(value).collect();
         let kernels = Arc::new(Kernels::load(rank.fabric.context(), &rank.source)?);
         let lengths = Lengths { seq_q: seq, causal: false };
         let mask = PreparedMask::plain(&kernels, cuda, lengths, &KeySegments::whole(seq)?)?;

@@ -6,17 +6,21 @@
 #[path = "../../symm-buffer/tests/processes/mod.rs"]
 mod processes;
 
+use std::time::Duration;
+
 use fm3_kernels::cuda::{KernelSource, Probes};
-use fm3_kernels::params::{ProbeCheckParams, pattern};
+use fm3_kernels::params::{ProbeCheckParams, Source, pattern};
 use processes::{LONG, expect_success, gpus, join, part, start, variable};
-use symm_buffer::nvshmem::cudarc::driver::CudaContext;
+use symm_buffer::nvshmem::{NvshmemFabric, NvshmemStream};
 use symm_buffer::{
-    Bytes, Copy2d, Corner, Epoch, Fabric, Label, Pe, Post, Put, SignalId, Span, Step, Use, Wait,
+    Bytes, Copy2d, Corner, Epoch, Fabric, Label, Pe, Post, Put, RegionId, SignalId, Span, Step, Use, Wait,
 };
 
 /// Sources that take turns, so that what an earlier round left in a slot is not taken for this one's.
-const SOURCES: u32 = 61;
+const SOURCES: usize = 61;
 const SLOT: usize = 16 << 10;
+/// Deadline of waits in the rounds.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Starts two processes with so many hardware connections.
 fn run(connections: &str) {
@@ -49,34 +53,9 @@ fn two_ranks() {
     let rounds: u64 = if part.job == 1 { 300 } else { 1_000_000 };
     let world = join(&part).unwrap();
     let fabric = world.fabric(LONG).unwrap();
-    let (me, peer) = (fabric.me(), Pe(1 - fabric.me().0));
-    let sources = SOURCES as usize * SLOT;
-    let region = fabric.alloc(Bytes(sources + 2 * SLOT + 128), LONG).unwrap();
-    let words = fabric.alloc_signals(2, LONG).unwrap();
-    let (ready, free) = (words, SignalId(words.0 + 1));
-    let span = |offset, len| Span { region, offset, len };
-    for source in 0..SOURCES {
-        let words: Vec<u32> = (0..SLOT as u32 / 4).map(|index| pattern(source, index)).collect();
-        fabric.store(span(source as usize * SLOT, SLOT), bytemuck::cast_slice(&words)).unwrap();
-    }
-    let found = span(sources + 2 * SLOT, 32);
-    fabric.store(span(sources, 2 * SLOT), &[0xFF; 2 * SLOT]).unwrap();
-    fabric.store(found, &[0; 32]).unwrap();
-    fabric.barrier(LONG).unwrap();
-    // A round's value is that of round 0 and its number.
-    let base = Epoch::new(fabric.incarnation(), Use(1), Step(0)).unwrap();
-    let params = ProbeCheckParams {
-        slots: fabric.address(span(sources, 2 * SLOT)).unwrap(),
-        slot_bytes: SLOT as u64,
-        ready: fabric.signal_address(ready).unwrap(),
-        free: fabric.post_address(peer, free).unwrap().host,
-        base: base.0,
-        rounds,
-        found: fabric.address(found).unwrap(),
-        deadline_ns: 60_000_000_000,
-        sources: SOURCES,
-        reserved: 0,
-    };
+    let rounds = Rounds::new(&fabric, rounds);
+    rounds.fill();
+    let params = rounds.params();
     // On the simulated driver kernels are where it says.
     let source =
         variable("FM_KERNELS").map_or(KernelSource::Search, |folder| KernelSource::Folder(folder.into()));
@@ -84,36 +63,96 @@ fn two_ranks() {
     let (push, work) = (fabric.stream("push").unwrap(), fabric.stream("check").unwrap());
     // SAFETY: regions and words of the fabric, which is drained and dropped after the kernel has ended.
     unsafe { probes.check(work.cuda(), &params) }.unwrap();
-    let limit = LONG * 4;
-    for round in 0..rounds {
-        if round >= 2 {
-            // The peer has read the slot.
-            let at_least = Epoch(base.0 + round - 1);
-            let label = Label { stage: "free", piece: 0 };
-            fabric.wait_on(&push, Wait { signal: free, at_least, peer, label }, limit).unwrap();
-        }
-        let source = (round % u64::from(SOURCES)) as usize * SLOT;
-        let src = Corner { region, offset: source, pitch: SLOT };
-        let dst = Corner { region, offset: sources + (round % 2) as usize * SLOT, pitch: SLOT };
-        let copy = Copy2d { src, dst, width: SLOT, rows: 1 };
-        let post = Some(Post { signal: ready, value: Epoch(base.0 + round + 1) });
-        fabric.put_signal(&push, Put { to: peer, copies: &[copy], post }).unwrap();
-        if round % 4096 == 4095 {
-            // Streams hold so much queued work and no more.
-            fabric.synchronize(&push, limit).unwrap();
-        }
-    }
-    fabric.synchronize(&push, limit).unwrap();
-    fabric.synchronize(&work, limit).unwrap();
+    rounds.send(&push);
+    fabric.synchronize(&push, PATIENCE).unwrap();
+    fabric.synchronize(&work, PATIENCE).unwrap();
     work.cuda().synchronize().unwrap();
-    let found: Vec<u64> = bytemuck::pod_collect_to_vec(&fabric.load(found).unwrap());
-    assert_eq!(found, [1, rounds, 0, 0], "{me}: end, rounds read, wrong words, first wrong round + 1");
-    println!(
-        "{me}: {rounds} rounds of {SLOT} bytes, connections by the driver: {:?}",
-        CudaContext::device_count()
-    );
+    let found: Vec<u64> = bytemuck::pod_collect_to_vec(&fabric.load(rounds.found()).unwrap());
+    assert_eq!(found, [1, rounds.count, 0, 0], "end, rounds read, wrong words, a wrong round + 1");
+    println!("{}: {} rounds of {SLOT} bytes", fabric.me(), rounds.count);
     fabric.barrier(LONG).unwrap();
     drop((push, work));
     fabric.close(LONG).unwrap();
     world.finalize(LONG).unwrap();
+}
+
+/// What a rank has for its rounds.
+struct Rounds<'a> {
+    fabric: &'a NvshmemFabric,
+    count: u64,
+    /// Sources, then two slots, then what the kernel found.
+    region: RegionId,
+    ready: SignalId,
+    free: SignalId,
+    /// A round's value is this and its number.
+    base: Epoch,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(fabric: &'a NvshmemFabric, count: u64) -> Self {
+        let region = fabric.alloc(Bytes((SOURCES + 2) * SLOT + 128), LONG).unwrap();
+        let ready = fabric.alloc_signals(2, LONG).unwrap();
+        let base = Epoch::new(fabric.incarnation(), Use(1), Step(0)).unwrap();
+        Self { fabric, count, region, ready, free: SignalId(ready.0 + 1), base }
+    }
+
+    fn peer(&self) -> Pe {
+        Pe(1 - self.fabric.me().0)
+    }
+
+    fn slots(&self) -> Span {
+        Span { region: self.region, offset: SOURCES * SLOT, len: 2 * SLOT }
+    }
+
+    fn found(&self) -> Span {
+        Span { region: self.region, offset: (SOURCES + 2) * SLOT, len: 32 }
+    }
+
+    fn fill(&self) {
+        for (source, number) in (0..SOURCES).zip(0..) {
+            let words: Vec<u32> = (0..).take(SLOT / 4).map(|index| pattern(Source(number), index)).collect();
+            let span = Span { region: self.region, offset: source * SLOT, len: SLOT };
+            self.fabric.store(span, bytemuck::cast_slice(&words)).unwrap();
+        }
+        self.fabric.store(self.slots(), &[0xFF; 2 * SLOT]).unwrap();
+        self.fabric.store(self.found(), &[0; 32]).unwrap();
+        self.fabric.barrier(LONG).unwrap();
+    }
+
+    fn params(&self) -> ProbeCheckParams {
+        ProbeCheckParams {
+            slots: self.fabric.address(self.slots()).unwrap(),
+            slot_bytes: SLOT as u64,
+            ready: self.fabric.signal_address(self.ready).unwrap(),
+            free: self.fabric.post_address(self.peer(), self.free).unwrap().host,
+            base: self.base.0,
+            rounds: self.count,
+            found: self.fabric.address(self.found()).unwrap(),
+            deadline_ns: 60_000_000_000,
+            sources: u32::try_from(SOURCES).unwrap(),
+            reserved: 0,
+        }
+    }
+
+    fn send(&self, push: &NvshmemStream) {
+        let (fabric, peer, region) = (self.fabric, self.peer(), self.region);
+        let sources = (0..SOURCES).cycle();
+        for (round, source) in (0..self.count).zip(sources) {
+            if round >= 2 {
+                // The peer has read the slot.
+                let label = Label { stage: "free", piece: 0 };
+                let wait = Wait { signal: self.free, at_least: Epoch(self.base.0 + round - 1), peer, label };
+                fabric.wait_on(push, wait, PATIENCE).unwrap();
+            }
+            let slot = SOURCES + usize::from(round % 2 == 1);
+            let corner = |slot: usize| Corner { region, offset: slot * SLOT, pitch: SLOT };
+            let copy = Copy2d { src: corner(source), dst: corner(slot), width: SLOT, rows: 1 };
+            let post = Some(Post { signal: self.ready, value: Epoch(self.base.0 + round + 1) });
+            fabric.put_signal(push, Put { to: peer, copies: &[copy], post }).unwrap();
+            if round % 4096 == 4095 {
+                // Streams hold so much queued work and no more.
+                fabric.synchronize(push, PATIENCE).unwrap();
+            }
+        }
+    }
 }

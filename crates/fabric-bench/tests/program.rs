@@ -1,5 +1,4 @@
 //! The program runs from end to end on the simulated driver: every line is there. Its figures mean nothing there.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use std::process::Command;
 
 #[test]

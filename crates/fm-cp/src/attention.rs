@@ -80,8 +80,8 @@ impl CpAttention {
     /// O and LSE of this rank's rows. Collective; returns when they are written.
     ///
     /// # Errors
-    /// [`Error::TensorShape`], [`Error::DTypeMismatch`], [`Error::WrongGroup`] before anything is sent;
-    /// [`Error::Overlap`] when a peer does not come in time or runs another plan.
+    /// [`Error::TensorShape`], [`Error::DTypeMismatch`], [`Error::WrongGroup`], [`Error::ForeignPreparation`], and
+    /// [`Error::WrongBackend`] for a group on GPUs, before anything is sent; [`Error::Overlap`] when a peer does not come in time or runs another plan.
     pub fn forward<T: Element>(
         &self,
         group: &mut CpGroup,
@@ -124,7 +124,7 @@ impl CpAttention {
         self.run(group, prepared, inputs.qkv, Job::Backward(inputs, gradients))
     }
 
-    fn scale(&self, prepared: &Prepared) -> f32 {
+    pub(crate) fn scale(&self, prepared: &Prepared) -> f32 {
         self.options.scale.unwrap_or_else(|| prepared.plan().shape.default_scale())
     }
 
@@ -141,11 +141,11 @@ impl CpAttention {
             Job::Backward(..) => PassKind::Backward,
         };
         let sources = Sources { k: source(&inputs.k), v: source(&inputs.v) };
-        let options = xxh3_64(&scale.to_bits().to_le_bytes());
-        let spec = CallSpec { pass, plan: prepared.plan(), options };
-        let heap = group.session.fabric().clone();
+        let spec = CallSpec { pass, plan: prepared.plan(), options: options_hash(scale) };
+        let session = group.host(pass.name())?;
+        let heap = session.fabric().clone();
         let mut compute = CpuCompute::new((prepared, heap), scale, inputs, job);
-        Ok(group.session.run(spec, sources, &mut compute)?)
+        Ok(session.run(spec, sources, &mut compute)?)
     }
 }
 
@@ -153,17 +153,32 @@ fn source<'a, T: Element>(view: &View4<'a, T>) -> SourceTensor<&'a [u8]> {
     SourceTensor { memory: bytemuck::cast_slice(view.data()), strides: view.strides() }
 }
 
+/// Hash of what ranks must give alike beside the plan.
+pub(crate) fn options_hash(scale: f32) -> u64 {
+    xxh3_64(&scale.to_bits().to_le_bytes())
+}
+
 #[derive(Clone, Copy)]
-enum Heads {
+pub(crate) enum Heads {
     Query,
     Kv,
 }
 
-fn check_call<T: Element>(call: &'static str, group: &CpGroup, prepared: &Prepared) -> Result<(), Error> {
+/// That it was prepared for this rank of as many ranks.
+pub(crate) fn check_group(call: &'static str, group: &CpGroup, prepared: &Prepared) -> Result<(), Error> {
     let (rank, world) = (group.rank(), group.world().size());
     if prepared.rank() != rank || prepared.world() != world {
         let (prepared_rank, prepared_world) = (prepared.rank(), prepared.world());
         return Err(Error::WrongGroup { call, prepared_rank, prepared_world, rank, world });
+    }
+    Ok(())
+}
+
+fn check_call<T: Element>(call: &'static str, group: &mut CpGroup, prepared: &Prepared) -> Result<(), Error> {
+    group.host(call)?;
+    check_group(call, group, prepared)?;
+    if !prepared.is_for_host() {
+        return Err(Error::ForeignPreparation { call });
     }
     let (given, made_for) = (T::DTYPE, prepared.plan().dtype);
     if given != made_for {
@@ -182,7 +197,7 @@ fn check_inputs<T>(
     check_extents(call, prepared, ("v", inputs.v.extents(), Heads::Kv))
 }
 
-fn check_extents(
+pub(crate) fn check_extents(
     call: &'static str,
     prepared: &Prepared,
     (name, given, heads): (&'static str, Extents, Heads),
@@ -197,7 +212,7 @@ fn check_extents(
     if given == expected { Ok(()) } else { Err(Error::TensorShape { call, name, given, expected }) }
 }
 
-fn check_lse(call: &'static str, prepared: &Prepared, len: usize) -> Result<(), Error> {
+pub(crate) fn check_lse(call: &'static str, prepared: &Prepared, len: usize) -> Result<(), Error> {
     let dims = prepared.plan().shape.dims();
     let expected = [dims.batch, dims.heads_q, dims.seq_q, 1];
     if len == expected.iter().product::<usize>() {

@@ -3,8 +3,9 @@ use std::time::Duration;
 
 use cp_overlap::exec::{Overlap, Settings};
 use cp_overlap::tune::{LinkRate, Tunables};
-use symm_buffer::World;
 use symm_buffer::host::{HostConfig, Link};
+use symm_buffer::rendezvous::Launch;
+use symm_buffer::{Bytes, World};
 
 use crate::Error;
 
@@ -18,14 +19,18 @@ pub struct Config {
     /// Drain streams and meet all ranks after each stage, to find bugs. Default off; environment
     /// `FM_CP_SYNC_STAGES` = `0` or `1`.
     pub sync_each_stage: bool,
+    /// The most symmetric memory, in bytes, that the group's buffers may take on each rank; a call that needs more is
+    /// refused before anything is allocated ([`Prepared::symmetric_bytes`](crate::Prepared::symmetric_bytes) says what it
+    /// needs). Default: as much as there is; environment `FM_CP_SYMMETRIC_BYTES`.
+    pub symmetric_bytes: Option<Bytes>,
     /// Numbers that the planner's heuristic works with.
     pub tunables: Tunables,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        let Settings { deadline, overlap, sync_each_stage } = Settings::default();
-        Self { deadline, overlap, sync_each_stage, tunables: Tunables::default() }
+        let Settings { deadline, overlap, sync_each_stage, symmetric_bytes } = Settings::default();
+        Self { deadline, overlap, sync_each_stage, symmetric_bytes, tunables: Tunables::default() }
     }
 }
 
@@ -73,12 +78,29 @@ impl Config {
         })? {
             config.sync_each_stage = sync;
         }
+        config.symmetric_bytes =
+            parse(&lookup, "FM_CP_SYMMETRIC_BYTES", "a positive number of bytes", |text| {
+                text.parse::<usize>().ok().filter(|bytes| *bytes > 0).map(Bytes)
+            })?;
         Ok(config)
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        Settings { deadline: self.deadline, overlap: self.overlap, sync_each_stage: self.sync_each_stage }
+        let Self { deadline, overlap, sync_each_stage, symmetric_bytes, .. } = *self;
+        Settings { deadline, overlap, sync_each_stage, symmetric_bytes }
     }
+}
+
+/// What torchrun, mpirun or srun say of this process: its rank, its world, where the ranks meet. Nothing when none of them
+/// started it.
+///
+/// # Errors
+/// [`Error::Fabric`] naming the variable that is missing or wrong.
+pub fn launch() -> Result<Option<Launch>, Error> {
+    #[expect(clippy::disallowed_methods, reason = "the one file that reads the environment")]
+    let launch = Launch::from_variables(|name| std::env::var(name).ok())?;
+    tracing::info!(?launch, "start of this rank");
+    Ok(launch)
 }
 
 fn parse<T>(
@@ -107,9 +129,13 @@ mod tests {
         assert_eq!(set("FM_CP_DEADLINE_MS", "1500").unwrap().deadline, Duration::from_millis(1500));
         assert_eq!(set("FM_CP_OVERLAP", "off").unwrap().overlap, Overlap::Off);
         assert!(set("FM_CP_SYNC_STAGES", "1").unwrap().sync_each_stage);
-        for (name, value) in
-            [("FM_CP_DEADLINE_MS", "0"), ("FM_CP_OVERLAP", "yes"), ("FM_CP_SYNC_STAGES", "x")]
-        {
+        assert_eq!(set("FM_CP_SYMMETRIC_BYTES", "4096").unwrap().symmetric_bytes, Some(Bytes(4096)));
+        for (name, value) in [
+            ("FM_CP_DEADLINE_MS", "0"),
+            ("FM_CP_OVERLAP", "yes"),
+            ("FM_CP_SYNC_STAGES", "x"),
+            ("FM_CP_SYMMETRIC_BYTES", "1G"),
+        ] {
             let text = set(name, value).unwrap_err().to_string();
             assert!(text.contains(name) && text.contains(value), "{text}");
         }

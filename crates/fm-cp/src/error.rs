@@ -81,6 +81,22 @@ pub enum Error {
         /// Ranks of this group.
         world: usize,
     },
+    /// Host views for a group on GPUs, or device views for a group of threads.
+    #[error("{call}: the ranks of this group are {ranks}; {hint}")]
+    WrongBackend {
+        /// The call.
+        call: &'static str,
+        /// What the ranks are.
+        ranks: &'static str,
+        /// Which call to make.
+        hint: &'static str,
+    },
+    /// A preparation names signal words and device memory of the group that made it.
+    #[error("{call}: this was prepared by another group; prepare with the group of the call")]
+    ForeignPreparation {
+        /// The call.
+        call: &'static str,
+    },
     /// Ranks of a whole run failed; the first is the one to look at.
     #[error("{}", failures_text(failures))]
     Ranks {

@@ -3,18 +3,31 @@ use std::time::Duration;
 
 use cp_overlap::exec::{Overlap, Session};
 use fm3_kernels::FlashMask;
+#[cfg(feature = "nvshmem")]
+use fm3_kernels::cuda::Attention;
 use symm_buffer::host::HostFabric;
+#[cfg(feature = "nvshmem")]
+use symm_buffer::nvshmem::NvshmemFabric;
 use symm_buffer::{Bytes, Copy2d, Corner, Fabric, Pe, Put, Span, World};
 
 use xxhash_rust::xxh3::xxh3_64;
 
+#[cfg(feature = "nvshmem")]
+use crate::device::DeviceGroup;
 use crate::{Config, CpShape, Error, Prepared, Sharding};
 
 /// This rank's place in a world, on some backend. The backend is a value: nothing above it changes.
 #[non_exhaustive]
+#[cfg_attr(
+    feature = "nvshmem",
+    expect(clippy::large_enum_variant, reason = "one per group, and it is taken apart at once")
+)]
 pub enum Member {
     /// Ranks are threads of this process; see [`symm_buffer::host`].
     Host(HostFabric),
+    /// Ranks are processes with a GPU each; see [`symm_buffer::nvshmem`].
+    #[cfg(feature = "nvshmem")]
+    Nvshmem(NvshmemFabric),
 }
 
 impl From<HostFabric> for Member {
@@ -23,32 +36,88 @@ impl From<HostFabric> for Member {
     }
 }
 
+#[cfg(feature = "nvshmem")]
+impl From<NvshmemFabric> for Member {
+    fn from(fabric: NvshmemFabric) -> Self {
+        Self::Nvshmem(fabric)
+    }
+}
+
 /// One rank's membership. A process may hold several; calls of one group come in the same order on all of its ranks.
 pub struct CpGroup {
-    pub(crate) session: Session<HostFabric>,
+    backend: Backend,
     config: Config,
 }
 
+enum Backend {
+    Host(Session<HostFabric>),
+    #[cfg(feature = "nvshmem")]
+    Device(DeviceGroup),
+}
+
+/// The same code for the fabric of any backend.
+macro_rules! on_fabric {
+    ($group:expr, $fabric:ident => $body:expr) => {
+        match &$group.backend {
+            Backend::Host(session) => {
+                let $fabric = session.fabric();
+                $body
+            }
+            #[cfg(feature = "nvshmem")]
+            Backend::Device(device) => {
+                let $fabric = device.session.fabric();
+                $body
+            }
+        }
+    };
+}
+
 impl CpGroup {
-    /// Joins and makes sure that everybody has the same settings. Collective.
+    /// Joins and makes sure that everybody has the same settings. Collective. A group on GPUs loads its kernels.
     ///
     /// # Errors
-    /// [`Error::ConfigMismatch`] naming the setting and both values, [`Error::Fabric`] when a rank does not come.
+    /// [`Error::ConfigMismatch`] naming the setting and both values, [`Error::Fabric`] when a rank does not come;
+    /// [`Error::Kernels`] when the device or its kernels are missing.
     pub fn join(member: impl Into<Member>, config: Config) -> Result<Self, Error> {
-        let Member::Host(fabric) = member.into();
+        let backend = match member.into() {
+            Member::Host(fabric) => {
+                agree(&fabric, &config)?;
+                Backend::Host(Session::new(fabric, config.settings())?)
+            }
+            #[cfg(feature = "nvshmem")]
+            Member::Nvshmem(fabric) => return Self::join_device(fabric, config, None),
+        };
+        Ok(Self { backend, config })
+    }
+
+    /// As [`CpGroup::join`] on GPUs with kernels that are loaded already, so that several groups share them.
+    ///
+    /// # Errors
+    /// As [`CpGroup::join`].
+    #[cfg(feature = "nvshmem")]
+    pub fn join_with(fabric: NvshmemFabric, config: Config, attention: Attention) -> Result<Self, Error> {
+        Self::join_device(fabric, config, Some(attention))
+    }
+
+    #[cfg(feature = "nvshmem")]
+    fn join_device(
+        fabric: NvshmemFabric,
+        config: Config,
+        attention: Option<Attention>,
+    ) -> Result<Self, Error> {
         agree(&fabric, &config)?;
-        let session = Session::new(fabric, config.settings())?;
-        Ok(Self { session, config })
+        let device = DeviceGroup::new(fabric, config.settings(), attention)?;
+        Ok(Self { backend: Backend::Device(device), config })
     }
 
     /// This rank.
     pub fn rank(&self) -> Pe {
-        self.session.fabric().me()
+        on_fabric!(self, fabric => fabric.me())
     }
 
     /// All ranks.
     pub fn world(&self) -> World {
-        self.session.fabric().world()
+        on_fabric!(self, fabric => fabric.world())
     }
 
     /// The settings that all ranks agreed on.
@@ -57,10 +126,12 @@ impl CpGroup {
     }
 
     /// Plans calls with the *global* `mask` (rows and columns in sequence order): folds it to this rank's rows, finds
-    /// who needs what, orders the pieces. No communication, no waiting: it may run ahead on another thread.
+    /// who needs what, orders the pieces. No communication. On GPUs the tables are uploaded and waited for, on a stream of
+    /// the group's own.
     ///
     /// # Errors
-    /// [`Error::Overlap`] or [`Error::Kernels`] when mask, shape and sharding do not fit each other or the group.
+    /// [`Error::Overlap`] or [`Error::Kernels`] when mask, shape and sharding do not fit each other or the group, or on
+    /// GPUs not what the kernels take.
     pub fn prepare(&self, mask: &FlashMask, shape: CpShape, sharding: &Sharding) -> Result<Prepared, Error> {
         if sharding.world() != self.world() {
             return Err(Error::WrongGroup {
@@ -71,7 +142,15 @@ impl CpGroup {
                 world: self.world().size(),
             });
         }
-        Prepared::new(mask, shape, sharding, (self.rank(), &self.config))
+        let prepared = Prepared::new(mask, shape, sharding, (self.rank(), &self.config))?;
+        match &self.backend {
+            Backend::Host(_) => prepared.with_blocks(),
+            #[cfg(feature = "nvshmem")]
+            Backend::Device(device) => {
+                let tables = device.prepare(prepared.plan(), prepared.mask())?;
+                Ok(prepared.with_device(tables))
+            }
+        }
     }
 
     /// Meets all ranks. Collective; calls need none between them.
@@ -79,7 +158,8 @@ impl CpGroup {
     /// # Errors
     /// [`Error::Fabric`] naming a rank that did not come.
     pub fn barrier(&self) -> Result<(), Error> {
-        Ok(self.session.fabric().barrier(self.session.settings().collective_deadline())?)
+        let deadline = self.config.settings().collective_deadline();
+        Ok(on_fabric!(self, fabric => fabric.barrier(deadline))?)
     }
 
     /// After a failed call: meets the live ranks, drops what was queued. Collective; the next call works again.
@@ -87,7 +167,11 @@ impl CpGroup {
     /// # Errors
     /// [`Error::Overlap`] naming a rank that did not come.
     pub fn recover(&mut self) -> Result<(), Error> {
-        Ok(self.session.recover()?)
+        match &mut self.backend {
+            Backend::Host(session) => Ok(session.recover()?),
+            #[cfg(feature = "nvshmem")]
+            Backend::Device(device) => device.recover(),
+        }
     }
 
     /// The failure, if any, that keeps the group from working until [`CpGroup::recover`].
@@ -95,31 +179,75 @@ impl CpGroup {
     /// # Errors
     /// That failure.
     pub fn status(&self) -> Result<(), Error> {
-        Ok(self.session.fabric().status()?)
+        match &self.backend {
+            Backend::Host(session) => Ok(session.fabric().status()?),
+            #[cfg(feature = "nvshmem")]
+            Backend::Device(device) => device.status(),
+        }
     }
 
-    /// Gives the symmetric memory back. Collective; a group that is only dropped leaks it.
+    /// Gives the symmetric memory back. Collective; a group that is only dropped leaks it. Calls that were enqueued are
+    /// waited for.
     ///
     /// # Errors
-    /// [`Error::Overlap`] when a rank does not come.
+    /// [`Error::Overlap`] when a rank does not come; [`Error::Fabric`] when another thread waits for a call.
     pub fn close(self) -> Result<(), Error> {
-        Ok(self.session.close()?)
+        match self.backend {
+            Backend::Host(session) => Ok(session.close()?),
+            #[cfg(feature = "nvshmem")]
+            Backend::Device(device) => device.close(self.config.settings().collective_deadline()),
+        }
+    }
+
+    /// The session of a group whose ranks are threads.
+    #[cfg(feature = "nvshmem")]
+    pub(crate) fn host(&mut self, call: &'static str) -> Result<&mut Session<HostFabric>, Error> {
+        match &mut self.backend {
+            Backend::Host(session) => Ok(session),
+            Backend::Device(_) => Err(Error::WrongBackend {
+                call,
+                ranks: "processes with a GPU each",
+                hint: "give device views to CpAttention::enqueue_forward",
+            }),
+        }
+    }
+
+    /// The session; there is no other backend.
+    #[cfg(not(feature = "nvshmem"))]
+    #[expect(clippy::unnecessary_wraps, reason = "with other backends there may be none")]
+    pub(crate) const fn host(&mut self, _: &'static str) -> Result<&mut Session<HostFabric>, Error> {
+        let Backend::Host(session) = &mut self.backend;
+        Ok(session)
+    }
+
+    /// The device's end of a group on GPUs.
+    #[cfg(feature = "nvshmem")]
+    pub(crate) fn device(&mut self, call: &'static str) -> Result<&mut DeviceGroup, Error> {
+        match &mut self.backend {
+            Backend::Device(device) => Ok(device),
+            Backend::Host(_) => Err(Error::WrongBackend {
+                call,
+                ranks: "threads of one process",
+                hint: "give host views to CpAttention::forward",
+            }),
+        }
     }
 }
 
 /// Names and values of the settings that must be equal everywhere.
-fn agreed_fields(config: &Config) -> [(&'static str, u64); 4] {
+fn agreed_fields(config: &Config) -> [(&'static str, u64); 5] {
     let millis = u64::try_from(config.deadline.as_millis()).unwrap_or(u64::MAX);
     [
         ("deadline_ms", millis),
         ("overlap", u64::from(config.overlap == Overlap::On)),
         ("sync_each_stage", u64::from(config.sync_each_stage)),
+        ("symmetric_bytes", config.symmetric_bytes.map_or(0, |bytes| bytes.0 as u64)),
         ("tunables", xxh3_64(format!("{:?}", config.tunables).as_bytes())),
     ]
 }
 
 /// Every rank shows its settings to every other one.
-fn agree(fabric: &HostFabric, config: &Config) -> Result<(), Error> {
+fn agree(fabric: &impl Fabric, config: &Config) -> Result<(), Error> {
     const SLOT: usize = 128;
     // Settings may differ in the deadline itself, so the exchange has one of its own.
     const PATIENCE: Duration = Duration::from_secs(30);

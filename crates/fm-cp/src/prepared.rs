@@ -3,9 +3,11 @@ use cp_overlap::{CpPlan, Problem, RankPlan, Sharding, fold_mask};
 use fm3_kernels::cpu::TILE;
 use fm3_kernels::mask::BlockLists;
 use fm3_kernels::{DType, Dims, FlashMask, Shape};
-use symm_buffer::Pe;
+use symm_buffer::{Bytes, Pe};
 
-use crate::{Config, Error};
+#[cfg(feature = "nvshmem")]
+use crate::device::DevicePrepared;
+use crate::{Config, Error, PassKind};
 
 /// Sizes of a problem over all ranks; the sequence length is that of the mask and the sharding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +29,11 @@ pub struct CpShape {
 pub struct Prepared {
     plan: RankPlan,
     mask: FlashMask,
-    /// One per segment, key tiles counted from the segment's first column.
-    blocks: Vec<BlockLists>,
+    /// One per segment, key tiles counted from the segment's first column; none for a group on GPUs.
+    blocks: Option<Vec<BlockLists>>,
     world: usize,
+    #[cfg(feature = "nvshmem")]
+    device: Option<DevicePrepared>,
 }
 
 impl Prepared {
@@ -50,10 +54,44 @@ impl Prepared {
             CpPlan::build(&problem)?;
         }
         let mask = fold_mask(mask, sharding, rank)?;
+        let world = sharding.world().size();
+        Ok(Self {
+            plan,
+            mask,
+            blocks: None,
+            world,
+            #[cfg(feature = "nvshmem")]
+            device: None,
+        })
+    }
+
+    /// With what the CPU engine needs.
+    pub(crate) fn with_blocks(mut self) -> Result<Self, Error> {
         let columns = |s: &cp_overlap::plan::Segment| s.first_column..s.first_column + s.rows;
-        let lists = plan.segments.iter().map(|segment| BlockLists::build(&mask, columns(segment), TILE));
-        let blocks = lists.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { plan, mask, blocks, world: sharding.world().size() })
+        let segments = self.plan.segments.iter();
+        let lists = segments.map(|segment| BlockLists::build(&self.mask, columns(segment), TILE));
+        self.blocks = Some(lists.collect::<Result<_, _>>()?);
+        Ok(self)
+    }
+
+    /// With what a group on GPUs needs.
+    #[cfg(feature = "nvshmem")]
+    pub(crate) fn with_device(mut self, device: DevicePrepared) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    #[cfg(feature = "nvshmem")]
+    pub(crate) fn device(&self, call: &'static str) -> Result<&DevicePrepared, Error> {
+        self.device.as_ref().ok_or(Error::ForeignPreparation { call })
+    }
+
+    /// Bytes of symmetric memory that calls of this pass need on each rank; a backward also has those of the forward.
+    pub const fn symmetric_bytes(&self, pass: PassKind) -> Bytes {
+        match pass {
+            PassKind::Forward => self.plan.memory.forward(),
+            PassKind::Backward => self.plan.memory.both(),
+        }
     }
 
     /// The plan of this rank: prints as a timeline, serialises.
@@ -75,7 +113,12 @@ impl Prepared {
         self.world
     }
 
+    pub(crate) const fn is_for_host(&self) -> bool {
+        self.blocks.is_some()
+    }
+
+    /// Only of preparations for the host, which calls check.
     pub(crate) fn blocks(&self, segment: usize) -> &BlockLists {
-        &self.blocks[segment]
+        &self.blocks.as_deref().unwrap_or_default()[segment]
     }
 }

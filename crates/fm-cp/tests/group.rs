@@ -7,8 +7,8 @@ use std::time::Duration;
 use fm_cp::host::{self, HostConfig, HostFabric};
 use fm_cp::view::{Extents, Strides};
 use fm_cp::{
-    BackwardInputs, Config, CpAttention, CpGroup, Error, ForwardInputs, ForwardOutputs, Gradients, Options,
-    Prepared, ShardingKind, View4, View4Mut, World, tensors,
+    BackwardInputs, Bytes, Config, CpAttention, CpGroup, Error, ForwardInputs, ForwardOutputs, Gradients,
+    Options, PassKind, Prepared, ShardingKind, View4, View4Mut, World, tensors,
 };
 use support::{Case, Tensors};
 use tensors::{SeqAxis, scatter};
@@ -223,6 +223,36 @@ fn a_rank_that_returns_early_is_named_by_all_others() {
     });
     for text in results.into_iter().flatten() {
         assert!(text.contains("rank 1"), "{text}");
+    }
+}
+
+#[test]
+fn symmetric_memory_is_stated_and_bounded() {
+    let mask = CASE.mask("causal");
+    let stated = host::run(World::new(CASE.ranks).unwrap(), HostConfig::default(), |fabric| {
+        let mut group = join(fabric);
+        let prepared = group.prepare(&mask, CASE.shape::<f32>(), &CASE.sharding()).unwrap();
+        both(&mut group, &CASE, &prepared).unwrap();
+        [PassKind::Forward, PassKind::Backward].map(|pass| prepared.symmetric_bytes(pass))
+    });
+    let [forward, backward] = stated[0];
+    assert!(stated.iter().all(|bytes| *bytes == stated[0]) && Bytes(0) < forward && forward < backward);
+    for bound in [backward, Bytes(backward.0 - 1), Bytes(forward.0 - 1)] {
+        let config = Config { symmetric_bytes: Some(bound), ..Config::default() };
+        host::run(World::new(CASE.ranks).unwrap(), HostConfig::default(), |fabric| {
+            let mut group = CpGroup::join(fabric, config.clone()).unwrap();
+            let prepared = group.prepare(&mask, CASE.shape::<f32>(), &CASE.sharding()).unwrap();
+            let result = both(&mut group, &CASE, &prepared);
+            if bound == backward {
+                return drop(result.unwrap());
+            }
+            // Of the forward as soon as it is too much, else of the backward.
+            let needed = if bound < forward { forward } else { backward };
+            let text = result.unwrap_err().to_string();
+            assert!(text.contains(&format!("needs {} bytes", needed.0)), "{text}");
+            assert!(text.contains(&format!("{} are allowed", bound.0)), "{text}");
+            group.status().unwrap();
+        });
     }
 }
 

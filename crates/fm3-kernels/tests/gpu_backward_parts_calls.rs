@@ -5,7 +5,7 @@ mod gpu_common;
 
 use std::time::Duration;
 
-use fm3_kernels::cuda::{AbortWord, BackwardExpired, BackwardWorkspace, CudaError, GradAt, Wait};
+use fm3_kernels::cuda::{AbortWord, BackwardExpired, BackwardWorkspace, CudaError, GradAt, GradTable, Wait};
 use fm3_kernels::mask::MaskDims;
 use fm3_kernels::{Dims, Error, FlashMask, Shape};
 use gpu_common::backward::{Out, Part};
@@ -182,7 +182,8 @@ fn every_mistake_is_named() {
     let (whole, half, inside) = (ready(0..all), ready(0..all / 2), ready(1..2));
     let (empty, past) = (ready(1..1), ready(0..all + 1));
     let none = problem.table(|_| GradAt::default());
-    let elsewhere = problem.table(|_| GradAt { map: 3, ..GradAt::default() });
+    let rows = [GradAt { map: 3, ..GradAt::default() }; 3];
+    let elsewhere = GradTable::new(&problem.gpu.stream, &problem.case.segments(), &rows).unwrap();
     let mut refused = |parts: &[Part<'_>]| problem.enqueue(parts).err().unwrap();
     wrong(&refused(std::slice::from_ref(&half)), "tiles");
     wrong(&refused(&[whole.clone(), inside]), "first tile");

@@ -74,3 +74,22 @@ pub(crate) static KERNELS: &[Kernel] = kernels! {
     "fm3_probe_echo": ProbeEchoParams, 1 x 0 => probe::echo;
     "fm3_probe_check": ProbeCheckParams, 512 x 0 => probe::check;
 };
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_entry_point_of_the_binaries_is_here_and_nothing_else() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/kernels.toml");
+        let manifest: toml::Table = std::fs::read_to_string(file).unwrap().parse().unwrap();
+        let binaries = manifest["binary"].as_array().unwrap().iter();
+        let entries = binaries.flat_map(|binary| binary["kernels"].as_table().unwrap().keys());
+        let want: BTreeSet<&str> = entries.map(String::as_str).collect();
+        let got: BTreeSet<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
+        assert_eq!(got, want);
+        assert_eq!(got.len(), KERNELS.len());
+    }
+}

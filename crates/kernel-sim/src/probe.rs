@@ -1,7 +1,9 @@
 //! The probes. One block stands for all: what the others do is hold a multiprocessor, of which there is none here.
 use std::sync::atomic::Ordering;
 
-use fm3_kernels::params::{ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, pattern};
+use fm3_kernels::params::{
+    ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, Source, pattern,
+};
 
 use crate::blocks::Shape;
 use crate::memory::{Array, index, word64};
@@ -35,7 +37,7 @@ pub(crate) fn check(p: &ProbeCheckParams, _shape: Shape) {
             break;
         }
         Array::<u32>::at(p.slots + round % 2 * p.slot_bytes).read(0, &mut slot);
-        let source = u32::try_from(round % u64::from(p.sources)).expect("below a u32");
+        let source = Source(u32::try_from(round % u64::from(p.sources)).expect("below a u32"));
         let wrong = (0..).zip(&slot).filter(|(at, word)| **word != pattern(source, *at)).count() as u64;
         if wrong > 0 {
             found(2).fetch_add(wrong, Ordering::Relaxed);

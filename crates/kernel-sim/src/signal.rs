@@ -7,11 +7,8 @@ use fm3_kernels::params::WaitReport;
 
 use crate::memory::{Array, word32, word64};
 
-/// Looks in a row before the first sleep.
-const SPINS: u32 = 200;
-
-/// Between two looks after that: many threads and processes share few cores.
-const SLEEP: Duration = Duration::from_micros(50);
+/// Between two looks: many threads and processes share few cores.
+const SLEEP: Duration = Duration::from_micros(20);
 
 /// What ends waits.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +85,7 @@ pub(crate) fn spin<W: Copy + Into<u64>>(
     is_stopped: impl Fn() -> bool,
 ) -> Result<(), Unmet> {
     let mut start = None;
-    for look in 0_u32.. {
+    loop {
         let seen = load();
         if is_good(seen) {
             return Ok(());
@@ -101,9 +98,8 @@ pub(crate) fn spin<W: Copy + Into<u64>>(
         if deadline_ns != 0 && waited_ns > deadline_ns {
             return Err(Unmet::Expired { seen: seen.into(), waited_ns });
         }
-        if look < SPINS { thread::yield_now() } else { thread::sleep(SLEEP) }
+        thread::sleep(SLEEP);
     }
-    Err(Unmet::Stopped)
 }
 
 #[cfg(test)]

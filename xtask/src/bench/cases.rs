@@ -23,6 +23,9 @@ impl Pass {
     }
 }
 
+/// How much longer a backward may take that adds dQ in one order.
+const DETERMINISTIC: f64 = 1.15;
+
 /// One line.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
@@ -30,6 +33,8 @@ pub(super) struct Case {
     pub pass: Pass,
     pub dims: Dims,
     pub mask: Mask,
+    /// Of the backward: dQ is added in one order.
+    pub deterministic: bool,
     pub peer: Option<Rival>,
     /// Less than this is not good enough.
     pub floor: Target,
@@ -46,6 +51,9 @@ pub(super) enum Rival {
     /// PyTorch's FlexAttention, causal over documents.
     #[serde(rename = "flex")]
     Flex,
+    /// Our own backward with dQ in any order.
+    #[serde(rename = "any-order")]
+    AnyOrder,
 }
 
 /// What a rate must reach; all parts that are given.
@@ -70,6 +78,11 @@ impl Target {
         Self { tflops: None, ratio: Some(ratio) }
     }
 
+    /// What is left of it for calls that may take so many times as long.
+    fn slower(self, times: f64) -> Self {
+        Self { tflops: self.tflops.map(|rate| rate / times), ratio: self.ratio.map(|ratio| ratio / times) }
+    }
+
     /// Whether a rate is enough; none when nothing is asked for, or the peer was not measured.
     pub(super) fn reached(self, tflops: f64, peer: Option<f64>) -> Option<bool> {
         let rate = self.tflops.map(|wanted| Some(tflops >= wanted));
@@ -92,6 +105,17 @@ impl std::fmt::Display for Target {
     }
 }
 
+impl Case {
+    /// The same backward with dQ in one order, and targets for it; a line that is so already stays as it is.
+    pub(super) fn in_one_order(self) -> Self {
+        if self.deterministic {
+            return self;
+        }
+        let [floor, goal] = [self.floor, self.goal].map(|target| target.slower(DETERMINISTIC));
+        Self { deterministic: true, floor, goal, ..self }
+    }
+}
+
 /// All lines of a pass.
 pub(super) fn all(pass: Pass) -> Vec<Case> {
     let mut cases = match pass {
@@ -104,6 +128,9 @@ pub(super) fn all(pass: Pass) -> Vec<Case> {
     let [floor, goal] = if pass == Pass::Forward { [1.7, 2.0] } else { [1.6, 1.8] };
     (flex.peer, flex.floor, flex.goal) = (Some(Rival::Flex), Target::times(floor), Target::times(goal));
     cases.push(flex);
+    if pass == Pass::Backward {
+        cases.push(order_against_none());
+    }
     cases
 }
 
@@ -150,6 +177,14 @@ fn backward_against_cudnn() -> Vec<Case> {
             one
         })
         .to_vec()
+}
+
+/// dQ in one order beside dQ in any, turn by turn in one run.
+fn order_against_none() -> Case {
+    let name = "causal deterministic";
+    let one = case(Pass::Backward, name, [2, 8192, 8192], [16, 16], named("causal"));
+    let floor = Target::times(1.0).slower(DETERMINISTIC);
+    Case { deterministic: true, peer: Some(Rival::AnyOrder), floor, ..one }
 }
 
 /// Masks over packed documents; the floors are the original's rates, of both passes.
@@ -204,6 +239,7 @@ pub(super) fn case(pass: Pass, name: &str, sizes: [usize; 3], heads: [usize; 2],
         pass,
         dims: Dims { batch, heads_q, heads_kv, seq_q, seq_k, head_dim: 128 },
         mask,
+        deterministic: false,
         peer: None,
         floor: Target::NONE,
         goal: Target::NONE,
@@ -220,13 +256,35 @@ mod tests {
 
     #[test]
     fn every_line_has_a_name_of_its_own_and_a_shape_that_exists() {
-        for (pass, count) in [(Pass::Forward, 4 + 5 + 7 + 3 + 1), (Pass::Backward, 6 + 7 + 3 + 1)] {
+        for (pass, count) in [(Pass::Forward, 4 + 5 + 7 + 3 + 1), (Pass::Backward, 6 + 7 + 3 + 1 + 1)] {
             let cases = all(pass);
             assert_eq!(cases.len(), count);
             for (index, case) in cases.iter().enumerate() {
                 assert!(fm3_kernels::Shape::new(case.dims).is_ok() && case.pass == pass);
                 let twins = cases[..index].iter().filter(|other| other.name == case.name);
                 assert_eq!(twins.count(), 0, "{}", case.name);
+            }
+        }
+    }
+
+    #[test]
+    fn an_order_of_dq_may_take_15_percent_longer() {
+        let cases = all(Pass::Backward);
+        let pair: Vec<&Case> = cases.iter().filter(|case| case.deterministic).collect();
+        assert_eq!(pair.len(), 1);
+        let (floor, peer) = (pair[0].floor, Some(500.0));
+        assert_eq!((pair[0].peer, floor.to_string()), (Some(Rival::AnyOrder), "0.87 x".to_owned()));
+        assert_eq!(
+            [500.0 / 1.16, 500.0 / 1.14].map(|rate| floor.reached(rate, peer)),
+            [Some(false), Some(true)]
+        );
+        for case in cases {
+            let (name, before, after) = (case.name.clone(), case.floor, case.clone().in_one_order());
+            let again = after.clone().in_one_order();
+            assert!(after.deterministic && after.name == name && again.floor == after.floor);
+            let times = if case.deterministic { 1.0 } else { 1.15 };
+            for (before, after) in [(before.tflops, after.floor.tflops), (before.ratio, after.floor.ratio)] {
+                assert_eq!(before.map(|rate| rate / times), after, "{name}");
             }
         }
     }

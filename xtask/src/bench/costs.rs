@@ -58,10 +58,7 @@ fn tiny<T: Half>(bench: &mut Bench<'_, T>) -> anyhow::Result<Vec<Cost>> {
     };
     let (small, large) = (sizes(1, 128), sizes(16, 16384));
     let device = &mut *bench.device;
-    let mut tensors = [
-        device.tensors(&bench.pool, small, Pass::Forward)?,
-        device.tensors(&bench.pool, large, Pass::Forward)?,
-    ];
+    let mut tensors = [device.tensors(&bench.pool, small, None)?, device.tensors(&bench.pool, large, None)?];
     let masks = [small, large].map(|dims| named("full").build(dims));
     let [of_small, of_large] = masks;
     let masks =
@@ -90,7 +87,7 @@ fn prepare<T: Half>(bench: &mut Bench<'_, T>) -> anyhow::Result<Vec<Cost>> {
     let mask = mask.build(dims)?;
     let device: &mut Device = bench.device;
     let prepared = device.prepare(&mask, vec![dims.seq_k])?;
-    let mut tensors = device.tensors(&bench.pool, dims, Pass::Forward)?;
+    let mut tensors = device.tensors(&bench.pool, dims, None)?;
     let counts = Launches { warmups: 3, launches: 9 };
     let forward = device.calls(&mut tensors, &prepared, counts, &mut Vec::new())?;
 

@@ -14,33 +14,32 @@ use fm3_kernels::shape::Dims;
 use fm3_kernels::view::Extents;
 use fm3_kernels::{Element, FlashMask};
 
-use super::cases::Pass;
 use super::gradients::Gradients;
 use super::peers::Launches;
 use super::random::normal;
 
 /// Element types of the kernels.
-pub(super) trait Half: Element + DeviceRepr + ValidAsZeroBits {}
+pub(crate) trait Half: Element + DeviceRepr + ValidAsZeroBits {}
 impl<T: Element + DeviceRepr + ValidAsZeroBits> Half for T {}
 
 /// Random numbers that are made once; tensors are filled from different places in it.
 const POOL: usize = (1 << 24) + 1000;
 
 /// An opened device.
-pub(super) struct Device {
+pub(crate) struct Device {
     pub stream: Arc<CudaStream>,
     pub(super) attention: Attention,
     workspace: Workspace,
 }
 
 /// A mask, and where its keys are when they lie in several segments.
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     pub(super) mask: PreparedMask,
     pub(super) table: Option<KeyTable>,
 }
 
 /// The tensors of one problem, [b, s, h, d] dense.
-pub(super) struct Tensors<T> {
+pub(crate) struct Tensors<T> {
     pub(super) dims: Dims,
     pub(super) q: CudaSlice<T>,
     pub(super) k: CudaSlice<T>,
@@ -56,7 +55,7 @@ impl Device {
     ///
     /// # Errors
     /// When there is no Hopper, no driver or no kernels.
-    pub(super) fn open(ordinal: usize, source: &KernelSource) -> anyhow::Result<Self> {
+    pub(crate) fn open(ordinal: usize, source: &KernelSource) -> anyhow::Result<Self> {
         let context = context(ordinal)?;
         let attention = Attention::new(Arc::new(Kernels::load(&context, source)?));
         let stream = context.default_stream();
@@ -65,7 +64,7 @@ impl Device {
     }
 
     /// Its name and multiprocessors.
-    pub(super) fn describe(&self) -> anyhow::Result<String> {
+    pub(crate) fn describe(&self) -> anyhow::Result<String> {
         let kernels = self.kernels();
         Ok(format!("{}, {} multiprocessors", kernels.context().name()?, kernels.multiprocessors()))
     }
@@ -75,12 +74,17 @@ impl Device {
         self.attention.kernels()
     }
 
-    /// Random Q, K, V; room for O and LSE; for the backward also dO and gradients.
-    pub(super) fn tensors<T: Half>(
+    /// The kernels, to share them.
+    pub(crate) const fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// Random Q, K, V; room for O and LSE; for the backward of a mask also dO and gradients.
+    pub(crate) fn tensors<T: Half>(
         &self,
         pool: &CudaSlice<T>,
         dims: Dims,
-        pass: Pass,
+        backward: Option<&Prepared>,
     ) -> anyhow::Result<Tensors<T>> {
         let of_q = dims.batch * dims.seq_q * dims.heads_q * dims.head_dim;
         let of_k = dims.batch * dims.seq_k * dims.heads_kv * dims.head_dim;
@@ -91,16 +95,16 @@ impl Device {
             v: self.filled(pool, of_k, POOL / 3 * 2)?,
             o: self.stream.alloc_zeros(of_q)?,
             lse: self.stream.alloc_zeros(dims.batch * dims.heads_q * dims.seq_q)?,
-            gradients: (pass == Pass::Backward).then(|| Gradients::new(self, pool, dims)).transpose()?,
+            gradients: backward.map(|mask| Gradients::new(self, pool, (dims, &mask.mask))).transpose()?,
         })
     }
 
     /// Random numbers in device memory, for [`tensors`](Self::tensors).
-    pub(super) fn pool<T: Half>(&self) -> anyhow::Result<CudaSlice<T>> {
+    pub(crate) fn pool<T: Half>(&self) -> anyhow::Result<CudaSlice<T>> {
         Ok(self.stream.clone_htod(&normal::<T>(POOL))?)
     }
 
-    pub(super) fn filled<T: Half>(
+    pub(crate) fn filled<T: Half>(
         &self,
         pool: &CudaSlice<T>,
         len: usize,
@@ -118,7 +122,7 @@ impl Device {
     }
 
     /// A mask for keys in these segments, which are slabs of one tensor.
-    pub(super) fn prepare(&self, mask: &FlashMask, rows: Vec<usize>) -> anyhow::Result<Prepared> {
+    pub(crate) fn prepare(&self, mask: &FlashMask, rows: Vec<usize>) -> anyhow::Result<Prepared> {
         ensure!(rows.iter().all(|other| *other == rows[0]), "segments of different lengths");
         let table = (rows.len() > 1).then(|| key_table(&self.stream, &rows)).transpose()?;
         let mask = PreparedMask::new(self.kernels(), &self.stream, mask, &KeySegments::new(rows)?)?;
@@ -127,7 +131,7 @@ impl Device {
 
     /// Milliseconds of each of `launches` calls, behind `warmups` without a pause; `host` gets the microseconds that
     /// each call took to enqueue. The pass is the one that the tensors were made for.
-    pub(super) fn calls<T: Half>(
+    pub(crate) fn calls<T: Half>(
         &mut self,
         tensors: &mut Tensors<T>,
         prepared: &Prepared,
@@ -188,7 +192,7 @@ impl Device {
     }
 
     /// That the last call wrote numbers: a rate of something broken is no rate.
-    pub(super) fn check<T: Half>(&self, tensors: &Tensors<T>) -> anyhow::Result<()> {
+    pub(crate) fn check<T: Half>(&self, tensors: &Tensors<T>) -> anyhow::Result<()> {
         let lse = self.stream.clone_dtoh(&tensors.lse)?;
         let row = lse.iter().position(|value| value.is_nan() || *value == f32::INFINITY);
         ensure!(row.is_none(), "LSE {:?} is no number", row);
@@ -196,8 +200,17 @@ impl Device {
     }
 }
 
+impl<T: Half> Tensors<T> {
+    /// Whether backward calls add dQ in one order.
+    pub(super) fn set_deterministic(&mut self, deterministic: bool) {
+        if let Some(gradients) = &mut self.gradients {
+            gradients.options.deterministic = deterministic;
+        }
+    }
+}
+
 /// Milliseconds of each launch, by an event before and one behind it.
-pub(super) fn timed(
+pub(crate) fn timed(
     stream: &CudaStream,
     launches: usize,
     mut launch: impl FnMut() -> anyhow::Result<()>,

@@ -6,7 +6,7 @@ use fm3_kernels::Shape;
 use fm3_kernels::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use fm3_kernels::cuda::{
     BackwardCall, BackwardOptions, BackwardWorkspace, DeviceView, DeviceViewMut, KeyGradMap, KeyGrads,
-    KeyViewMut, Keys, LseView,
+    KeyViewMut, Keys, LseView, PreparedMask,
 };
 use fm3_kernels::shape::Dims;
 use fm3_kernels::view::Extents;
@@ -20,19 +20,27 @@ pub(super) struct Gradients<T> {
     dk: CudaSlice<T>,
     dv: CudaSlice<T>,
     workspace: BackwardWorkspace,
+    /// Of the calls.
+    pub(super) options: BackwardOptions,
 }
 
 impl<T: Half> Gradients<T> {
-    /// Random dO; room for the rest.
-    pub(super) fn new(device: &Device, pool: &CudaSlice<T>, dims: Dims) -> anyhow::Result<Self> {
+    /// Random dO; room for the rest, with dQ in any order or in one.
+    pub(super) fn new(
+        device: &Device,
+        pool: &CudaSlice<T>,
+        (dims, mask): (Dims, &PreparedMask),
+    ) -> anyhow::Result<Self> {
+        let (stream, shape) = (&device.stream, Shape::new(dims)?);
         let of_q = dims.batch * dims.seq_q * dims.heads_q * dims.head_dim;
         let of_k = dims.batch * dims.seq_k * dims.heads_kv * dims.head_dim;
         Ok(Self {
             dout: device.filled(pool, of_q, 1)?,
-            dq: device.stream.alloc_zeros(of_q)?,
-            dk: device.stream.alloc_zeros(of_k)?,
-            dv: device.stream.alloc_zeros(of_k)?,
-            workspace: BackwardWorkspace::new(&device.stream, Shape::new(dims)?)?,
+            dq: stream.alloc_zeros(of_q)?,
+            dk: stream.alloc_zeros(of_k)?,
+            dv: stream.alloc_zeros(of_k)?,
+            workspace: BackwardWorkspace::in_parts(stream, shape, mask.dims(), mask.segments())?,
+            options: BackwardOptions::default(),
         })
     }
 
@@ -47,7 +55,7 @@ impl<T: Half> Gradients<T> {
         let stream = &*device.stream;
         let of_q = Extents { batch, seq: seq_q, heads: heads_q, head_dim };
         let of_k = Extents { batch, seq: seq_k, heads: heads_kv, head_dim };
-        let Self { dout, dq, dk, dv, workspace } = self;
+        let Self { dout, dq, dk, dv, workspace, options } = self;
         let (whole, maps, grads, grad_maps);
         let (keys, grads) = match &prepared.table {
             None => {
@@ -79,7 +87,7 @@ impl<T: Half> Gradients<T> {
             grads,
             mask: &prepared.mask,
             scale: 1.0 / 128_f32.sqrt(),
-            options: BackwardOptions::default(),
+            options: *options,
         };
         Ok(device.attention.backward(stream, &call, workspace)?)
     }

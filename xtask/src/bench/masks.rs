@@ -69,7 +69,7 @@ impl Mask {
 }
 
 /// Lengths of the documents of a sequence; none when the data file has no such sequence.
-pub(super) fn documents(seq: usize) -> Option<Vec<usize>> {
+pub(crate) fn documents(seq: usize) -> Option<Vec<usize>> {
     data().ok()?.documents.remove(&seq)
 }
 

@@ -5,7 +5,7 @@ use fm3_kernels::cuda::cudarc::driver::CudaSlice;
 use fm3_kernels::shape::Dims;
 
 use super::cases::{Case, Pass};
-use super::device::{Device, Half};
+use super::device::{Device, Half, Prepared, Tensors};
 use super::monitor::Monitor;
 use super::peers::{Launches, MATMUL, Peers, Work};
 use super::report::{PeerFigures, Row};
@@ -40,7 +40,9 @@ impl<T: Half> Bench<'_, T> {
         let mask = case.mask.build(case.dims)?;
         let pairs = pairs(&mask, case.dims);
         let prepared = self.device.prepare(&mask, case.mask.segments(case.dims.seq_k))?;
-        let mut tensors = self.device.tensors(&self.pool, case.dims, case.pass)?;
+        let backward = (case.pass == Pass::Backward).then_some(&prepared);
+        let mut tensors = self.device.tensors(&self.pool, case.dims, backward)?;
+        tensors.set_deterministic(case.deterministic);
         let mut row = Row::new(case, pairs);
 
         if case.pass == Pass::Backward {
@@ -59,8 +61,13 @@ impl<T: Half> Bench<'_, T> {
             ours.extend(self.device.calls(&mut tensors, &prepared, counts, &mut host)?);
             readings.extend(self.monitor.since(start));
             if let Some(rival) = case.peer {
-                let name =
-                    self.ask(&Work::of(rival, case.dims, case.pass)?, counts, &mut peer, &mut row.notes);
+                let name = match Work::of(rival, case.dims, case.pass)? {
+                    Some(work) => self.ask(&work, counts, &mut peer, &mut row.notes),
+                    None => {
+                        peer.extend(self.in_any_order(&mut tensors, &prepared, counts)?);
+                        Some("the same calls with dQ in any order".to_owned())
+                    }
+                };
                 row.peer_name = name.or(row.peer_name);
             }
         }
@@ -71,6 +78,20 @@ impl<T: Half> Bench<'_, T> {
         row.host_us = Summary::of(&host);
         row.reading = super::monitor::mean(readings.into_iter());
         Ok(row)
+    }
+
+    /// Times of backward calls whose dQ is in any order; the next ones add in one order again.
+    fn in_any_order(
+        &mut self,
+        tensors: &mut Tensors<T>,
+        prepared: &Prepared,
+        counts: Launches,
+    ) -> anyhow::Result<Vec<f64>> {
+        std::thread::sleep(self.pause);
+        tensors.set_deterministic(false);
+        let times = self.device.calls(tensors, prepared, counts, &mut Vec::new());
+        tensors.set_deterministic(true);
+        times
     }
 
     /// Adds a peer's times; its name when it answers.

@@ -13,6 +13,11 @@ mod random;
 mod report;
 mod stats;
 
+pub(crate) use device::{Device, timed};
+pub(crate) use masks::documents;
+pub(crate) use peers::Launches;
+pub(crate) use stats::Summary;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +31,7 @@ use half::{bf16, f16};
 use crate::demo::args::{Heads, MaskArg};
 use crate::input::BadInput;
 use cases::{Case, Pass};
-use device::{Device, Half};
+use device::Half;
 use masks::Mask;
 use measure::Bench;
 use monitor::Monitor;
@@ -39,6 +44,9 @@ pub(crate) struct BenchArgs {
     /// What to time; the backward's times include all its steps.
     #[arg(long, value_enum, default_value = "forward")]
     pass: Pass,
+    /// Of the backward: dQ of all lines is added in one order, which may take 15 % longer (targets allow for it).
+    #[arg(long)]
+    deterministic: bool,
     /// Only lines whose names contain this; may be given several times.
     #[arg(long, value_name = "WORD")]
     only: Vec<String>,
@@ -117,6 +125,7 @@ fn measure_all<T: Half>(
         device: device.describe()?,
         dtype: args.dtype.name(),
         pass: args.pass,
+        deterministic: args.deterministic,
         rows: Vec::new(),
         costs: Vec::new(),
     };
@@ -149,11 +158,19 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 /// The user's own line, or those of the table that were asked for.
 fn chosen(args: &BenchArgs) -> anyhow::Result<Vec<Case>> {
-    if let Some(mask) = &args.mask {
-        return Ok(vec![own(args, mask)?]);
+    if args.deterministic && args.pass != Pass::Backward {
+        return Err(BadInput("--deterministic goes with --pass backward".to_owned()).into());
     }
-    let mut cases = cases::all(args.pass);
-    cases.retain(|case| args.only.is_empty() || args.only.iter().any(|word| case.name.contains(word)));
+    let mut cases = match &args.mask {
+        Some(mask) => vec![own(args, mask)?],
+        None => cases::all(args.pass),
+    };
+    if args.mask.is_none() {
+        cases.retain(|case| args.only.is_empty() || args.only.iter().any(|word| case.name.contains(word)));
+    }
+    if args.deterministic {
+        cases = cases.into_iter().map(Case::in_one_order).collect();
+    }
     if cases.is_empty() {
         return Err(
             BadInput(format!("--only {}: no line has such a name; see --list", args.only.join(" "))).into()
@@ -244,6 +261,11 @@ mod tests {
             ["document:docs=64+64 1x128 4/2"]
         );
         assert!(refused("--only nothing").contains("--list"));
+        assert_eq!(names("--pass backward --only deterministic"), ["causal deterministic 2x8192 16/16"]);
+        assert_eq!(names("--pass backward --deterministic"), names("--pass backward"));
+        for line in ["--pass backward --deterministic", "--pass backward --deterministic --mask causal"] {
+            assert!(chosen(&parse(line)).unwrap().iter().all(|case| case.deterministic), "{line}");
+        }
     }
 
     #[test]
@@ -251,6 +273,7 @@ mod tests {
         assert!(refused("--mask nothing").contains("unknown mask"));
         assert!(refused("--mask file:no/such.npy --causal true").contains("no/such.npy"));
         assert!(refused("--mask causal --causal true").contains("--causal goes with"));
+        assert!(refused("--deterministic").contains("--pass backward"));
         assert!(Line::try_parse_from(["bench", "--heads", "4/3"]).is_err());
     }
 }

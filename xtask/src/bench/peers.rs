@@ -17,7 +17,7 @@ pub(super) const MATMUL: usize = 8192;
 
 /// How often something is done before and while it is timed.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Launches {
+pub(crate) struct Launches {
     pub warmups: usize,
     pub launches: usize,
 }
@@ -87,17 +87,18 @@ struct Peer {
 }
 
 impl Work {
-    /// What a rival is asked for beside our case.
+    /// What a rival is asked for beside our case; none when it is ourselves.
     ///
     /// # Errors
     /// When no documents of this length are known.
-    pub(super) fn of(rival: Rival, dims: Dims, pass: Pass) -> anyhow::Result<Self> {
+    pub(super) fn of(rival: Rival, dims: Dims, pass: Pass) -> anyhow::Result<Option<Self>> {
         Ok(match rival {
-            Rival::Cudnn { causal } => Work::Attention { dims, causal, pass },
+            Rival::Cudnn { causal } => Some(Work::Attention { dims, causal, pass }),
             Rival::Flex => {
                 let documents = documents(dims.seq_k).context("no documents of this length")?;
-                Work::CausalDocument { dims, documents, pass }
+                Some(Work::CausalDocument { dims, documents, pass })
             }
+            Rival::AnyOrder => None,
         })
     }
 }
@@ -199,7 +200,7 @@ mod tests {
     #[test]
     fn requests_are_flat() {
         let dims = Dims { batch: 1, heads_q: 16, heads_kv: 16, seq_q: 32768, seq_k: 32768, head_dim: 128 };
-        let work = Work::of(Rival::Flex, dims, Pass::Backward).unwrap();
+        let work = Work::of(Rival::Flex, dims, Pass::Backward).unwrap().unwrap();
         let launches = Launches { warmups: 3, launches: 9 };
         let json = serde_json::to_value(Request { work: &work, launches, dtype: "bf16" }).unwrap();
         assert_eq!(

@@ -15,6 +15,8 @@ pub(super) struct Report {
     pub device: String,
     pub dtype: &'static str,
     pub pass: Pass,
+    /// Whether all lines were asked to add dQ in one order.
+    pub deterministic: bool,
     pub rows: Vec<Row>,
     pub costs: Vec<Cost>,
 }
@@ -28,6 +30,8 @@ pub(super) struct Row {
     pairs: u64,
     /// Of all pairs.
     density: f64,
+    /// Whether dQ is added in one order.
+    deterministic: bool,
     /// 4 * d * pairs, or 10 for the backward.
     pub flops: f64,
     pub launches: usize,
@@ -69,6 +73,7 @@ impl Row {
             dims: case.dims,
             pairs,
             density: pairs as f64 / all,
+            deterministic: case.deterministic,
             flops: case.pass.operations() * head_dim as f64 * pairs as f64,
             launches: 0,
             ms: None,
@@ -112,7 +117,8 @@ impl Row {
 impl Report {
     /// For people.
     pub(super) fn tables(&self) -> String {
-        let pass = format!("{:?}", self.pass).to_lowercase();
+        let order = if self.deterministic { ", deterministic" } else { "" };
+        let pass = format!("{:?}{order}", self.pass).to_lowercase();
         let mut text = format!("{} ({}, {pass})\n{}\n", self.device, self.dtype, self.rates());
         if !self.costs.is_empty() {
             text += &format!("{}\n", self.fixed());
@@ -213,6 +219,7 @@ mod tests {
             device: "a card".to_owned(),
             dtype: "bf16",
             pass: Pass::Forward,
+            deterministic: false,
             rows: vec![row],
             costs: Vec::new(),
         };
@@ -222,5 +229,30 @@ mod tests {
         assert_eq!(backward.flops, 10.0 * 128.0 * 1000.0);
         let json = serde_json::to_value(&report).unwrap();
         assert!((json["rows"][0]["of_matmul"].as_f64().unwrap() - 0.9).abs() < 1e-9, "{json}");
+    }
+
+    #[test]
+    fn dq_in_one_order_stands_beside_dq_in_any() {
+        let case = cases::all(Pass::Backward).into_iter().find(|case| case.deterministic).unwrap();
+        let mut row = Row::new(&case, 1000);
+        let ms = |median| Summary { median, min: median, max: median };
+        row.peer = Some(PeerFigures::new(ms(1.0), row.flops));
+        let verdicts = [1.14, 1.16].map(|median| {
+            row.set_times(Some(ms(median)), None);
+            row.verdict()
+        });
+        assert_eq!(verdicts, ["floor", "BELOW"]);
+        let report = Report {
+            device: "a card".to_owned(),
+            dtype: "f16",
+            pass: Pass::Backward,
+            deterministic: true,
+            rows: vec![row],
+            costs: Vec::new(),
+        };
+        assert!(report.tables().contains("a card (f16, backward, deterministic)"));
+        let json = serde_json::to_value(&report).unwrap();
+        assert!(json["deterministic"] == true && json["rows"][0]["deterministic"] == true, "{json}");
+        assert!((json["rows"][0]["floor"]["ratio"].as_f64().unwrap() - 1.0 / 1.15).abs() < 1e-9, "{json}");
     }
 }

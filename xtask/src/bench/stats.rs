@@ -3,7 +3,7 @@ use serde::Serialize;
 
 /// Median, smallest and largest.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Summary {
+pub(crate) struct Summary {
     pub median: f64,
     pub min: f64,
     pub max: f64,
@@ -11,7 +11,7 @@ pub(super) struct Summary {
 
 impl Summary {
     /// None for no times. The median of an even number is the mean of the middle two.
-    pub(super) fn of(times: &[f64]) -> Option<Self> {
+    pub(crate) fn of(times: &[f64]) -> Option<Self> {
         let mut sorted = times.to_vec();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);

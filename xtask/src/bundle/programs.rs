@@ -17,8 +17,12 @@ pub(super) struct Program {
 }
 
 /// Packages with GPU tests, and their features.
-const TESTS: [&str; 3] =
-    ["fm3-kernels --features cuda", "symm-buffer --features nvshmem", "fabric-bench"];
+const TESTS: [&str; 4] = [
+    "fm3-kernels --features cuda",
+    "symm-buffer --features nvshmem",
+    "fm-cp --features nvshmem",
+    "fabric-bench",
+];
 
 /// Builds all of them, optimised.
 ///

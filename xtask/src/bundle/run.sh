@@ -6,6 +6,7 @@
 #   run.sh [--out DIR] sanitize [WORD...]   under compute-sanitizer: memcheck, then synccheck
 #   run.sh [--out DIR] bench [FLAGS]        cargo xtask bench: --json F, --peers; --help lists the rest
 #   run.sh [--out DIR] bench-fabric [FLAGS] cargo xtask bench-fabric: --json F, --svg F; --help lists the rest
+#   run.sh [--out DIR] bench-multinode [FLAGS]  the context-parallel forward on all GPUs: --json F; --help lists the rest
 #
 # With --out, or the variable OUT, a copy of the output goes to one file there for each command, and bench's JSON.
 set -uo pipefail
@@ -75,6 +76,14 @@ shift || true
 under=()
 export FM_REQUIRE_GPU=1
 
+# NVSHMEM as Python's packages have it; the system's is found without help.
+nvshmem=$(python3 -c 'import importlib.util as u
+spec = u.find_spec("nvidia.nvshmem")
+print(list(spec.submodule_search_locations)[0] + "/lib" if spec else "")' 2>/dev/null || true)
+if [[ -n $nvshmem ]]; then
+    export LD_LIBRARY_PATH=$nvshmem${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+fi
+
 case $action in
 tests)
     run_tests "$here" "$@" | keep tests.log
@@ -96,6 +105,13 @@ bench)
     fi
     "$here/xtask" bench "$@" | keep bench.txt
     ;;
+bench-multinode)
+    if [[ -n $out && " $* " != *" --json "* ]]; then
+        mkdir -p "$out"
+        set -- "$@" --json "$out/multinode.json"
+    fi
+    "$here/xtask" bench-multinode "$@" | keep multinode.txt
+    ;;
 bench-fabric)
     if [[ -n $out && " $* " != *" --json "* ]]; then
         mkdir -p "$out"
@@ -104,7 +120,7 @@ bench-fabric)
     "$here/fabric-bench" "$@" | keep fabric.txt
     ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
     ;;
 esac

@@ -6,7 +6,7 @@ use symm_buffer::buffer::SepBytes;
 use symm_buffer::layout::Part;
 use symm_buffer::{Bytes, Epoch, Fabric, Notice, Pe, Post, Put, RegionId, SignalId, Step, Use};
 
-use super::report::{Blocked, CallReport, PassKind};
+use super::report::{Blocked, CallReport, PassKind, Queued};
 use super::signals::SignalKind;
 use super::source::{HeadRow, partial_copies, push_copies};
 use super::{CallSpec, Overlap, State, failure, hello, pass_of};
@@ -264,6 +264,7 @@ impl<'a, F: Fabric> Call<'a, F> {
             bytes_to: self.bytes_to,
             bytes_mask_blind: self.pass.totals.bytes_mask_blind,
             flops: self.pass.totals.flops,
+            queued: Queued::default(),
         }
     }
 

@@ -1,7 +1,11 @@
 //! What a failing rank tells the others, and what such news means (rules P1, D2).
+use std::sync::Mutex;
+
 use symm_buffer::{Error as Symm, Fabric, Label, Pe, Report, Use};
 
+use super::handle::lock;
 use super::hello::Hello;
+use super::notes::Notes;
 use super::report::PassKind;
 use crate::Error;
 
@@ -17,9 +21,27 @@ pub(crate) fn explain<F: Fabric>(
     (pass, at): (PassKind, Use),
     error: Error,
 ) -> Error {
+    because(fabric, pass, || hello.arrived_difference(fabric, at), error)
+}
+
+/// As [`explain`] for forward calls that were enqueued.
+pub(crate) fn explain_queued<F: Fabric>(fabric: &F, notes: &Mutex<Notes>, at: Use, error: Error) -> Error {
+    let difference = || {
+        let compared = lock(notes).compare(fabric, at);
+        compared.err().filter(|error| matches!(error, Error::PlanMismatch { .. }))
+    };
+    because(fabric, PassKind::Forward, difference, error)
+}
+
+fn because<F: Fabric>(
+    fabric: &F,
+    pass: PassKind,
+    difference: impl FnOnce() -> Option<Error>,
+    error: Error,
+) -> Error {
     let told = matches!(error, Error::Fabric(Symm::Timeout(_) | Symm::Aborted { .. }));
     let error = match heard(error) {
-        error @ Error::Fabric(_) => hello.arrived_difference(fabric, at).unwrap_or(error),
+        error @ Error::Fabric(_) => difference().unwrap_or(error),
         error => error,
     };
     if !told {

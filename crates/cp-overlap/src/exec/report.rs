@@ -44,11 +44,12 @@ pub struct CallReport {
     pub rank: Pe,
     /// Which pass.
     pub pass: PassKind,
-    /// From entry to return.
+    /// From entry to return. An enqueued call returns at once, so that this is what it costs the calling thread.
     pub elapsed: Duration,
-    /// Time in the arithmetic, without its waits.
+    /// Time in the arithmetic, without its waits; zero for enqueued calls, whose arithmetic the host does not see.
     pub busy: Duration,
-    /// Time that the compute stream was blocked in waits: the sum of `waits`.
+    /// Time that the compute stream was blocked in waits: the sum of `waits`. Of enqueued calls only what blocked the
+    /// calling thread.
     pub exposed: Duration,
     /// The waits that blocked, in order.
     pub waits: Vec<Blocked>,
@@ -58,6 +59,19 @@ pub struct CallReport {
     pub bytes_mask_blind: Bytes,
     /// Floating-point operations on visible pairs.
     pub flops: u64,
+    /// What an enqueued call queued; zeros for calls that wait.
+    pub queued: Queued,
+}
+
+/// Calls to the fabric that queue work: each is one call to a device's driver, or two if there are copies and signals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Queued {
+    /// Batches of puts.
+    pub puts: u32,
+    /// Stream waits for a peer.
+    pub waits: u32,
+    /// Streams that were made to follow another.
+    pub follows: u32,
 }
 
 impl CallReport {

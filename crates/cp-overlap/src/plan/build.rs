@@ -2,7 +2,7 @@
 use std::ops::Range;
 
 use fm3_kernels::{Dims, Shape};
-use symm_buffer::{Bytes, Pe, Step};
+use symm_buffer::{Bytes, Pe};
 
 use super::places::{Cell, Cut, Places};
 use super::{
@@ -128,16 +128,13 @@ impl Builder<'_> {
     /// Remote pieces that are needed: head groups outermost, owners in arrival order, row chunks.
     fn remote(&self) -> Vec<Piece> {
         let (cut, sharding) = (Cut::new(self.problem), self.problem.sharding());
-        let mut steps = self.steps();
         let mut pieces = Vec::new();
         for heads in cut.groups() {
             for (segment, owner) in sharding.gather_order(self.me).enumerate().skip(1) {
                 for rows in cut.chunks(sharding.len(owner)) {
                     let cell = Cell { heads: heads.clone(), rows };
                     let link = Link { owner, reader: self.me };
-                    let Some((block, arrival)) = self.transfer(link, &cell, &mut steps[owner.index()]) else {
-                        continue;
-                    };
+                    let Some((block, arrival)) = self.transfer(link, &cell) else { continue };
                     pieces.push(Piece { segment, owner, block, arrival: Some(arrival), departure: None });
                 }
             }
@@ -148,16 +145,13 @@ impl Builder<'_> {
     /// What peers need of my keys: head groups outermost, peers me+1, me+2, ..., row chunks (rule P4).
     fn pushes(&self) -> Vec<Push> {
         let (cut, sharding) = (Cut::new(self.problem), self.problem.sharding());
-        let mut steps = self.steps();
         let mut pushes = Vec::new();
         for heads in cut.groups() {
             for to in sharding.world().after(self.me) {
                 for rows in cut.chunks(sharding.len(self.me)) {
                     let cell = Cell { heads: heads.clone(), rows };
                     let link = Link { owner: self.me, reader: to };
-                    let Some((block, arrival)) = self.transfer(link, &cell, &mut steps[to.index()]) else {
-                        continue;
-                    };
+                    let Some((block, arrival)) = self.transfer(link, &cell) else { continue };
                     let bytes = self.bytes(&block, self.problem.dtype().size());
                     pushes.push(Push { to, block, arrival, bytes });
                 }
@@ -167,14 +161,14 @@ impl Builder<'_> {
     }
 
     /// The one description of a piece that moves, for both of its ends; `None` if the reader needs none of it.
-    fn transfer(&self, link: Link, cell: &Cell, step: &mut Step) -> Option<(KvBlock, Arrival)> {
+    fn transfer(&self, link: Link, cell: &Cell) -> Option<(KvBlock, Arrival)> {
         let block = self.block(link, cell);
         if block.needed.iter().all(Vec::is_empty) {
             return None;
         }
-        step.0 += 1;
         let place = self.places.arrival(link.owner, link.reader, cell);
-        Some((block, Arrival { k: place.first, v: place.second, step: *step }))
+        let step = self.problem.choice().step_of(&block, self.problem.sharding().len(link.owner));
+        Some((block, Arrival { k: place.first, v: place.second, step }))
     }
 
     fn block(&self, link: Link, cell: &Cell) -> KvBlock {
@@ -188,10 +182,8 @@ impl Builder<'_> {
 
     /// Partials leave in the order in which their pieces are done, which is the order of `pieces`.
     fn route_partials(&self, pieces: &mut [Piece]) {
-        let mut steps = self.steps();
         for piece in pieces {
-            let step = &mut steps[piece.owner.index()];
-            step.0 += 1;
+            let Some(Arrival { step, .. }) = piece.arrival else { continue };
             let cell = cell_of(&piece.block);
             let send = self.places.send(piece.owner, self.me, &cell);
             let slot = self.places.slot(piece.owner, self.me, &cell);
@@ -200,7 +192,7 @@ impl Builder<'_> {
                 send_dv: send.second,
                 slot_dk: slot.first,
                 slot_dv: slot.second,
-                step: *step,
+                step,
                 bytes: self.bytes(&piece.block, self.problem.tunables().wire.size()),
             });
         }
@@ -209,17 +201,14 @@ impl Builder<'_> {
     /// One for each push and in the same order: what went out comes back as a partial. For each key the partials are
     /// added in the order me+1, me+2, ..., whatever the pieces are.
     fn reduces(&self, pushes: &[Push]) -> Vec<Reduce> {
-        let mut steps = self.steps();
         let reduce = |push: &Push| {
-            let step = &mut steps[push.to.index()];
-            step.0 += 1;
             let slot = self.places.slot(self.me, push.to, &cell_of(&push.block));
             Reduce {
                 from: push.to,
                 block: push.block.clone(),
                 slot_dk: slot.first,
                 slot_dv: slot.second,
-                step: *step,
+                step: push.arrival.step,
             }
         };
         pushes.iter().map(reduce).collect()
@@ -252,10 +241,6 @@ impl Builder<'_> {
     fn bytes(&self, block: &KvBlock, elem: usize) -> Bytes {
         let rows: usize = block.needed.iter().flatten().map(Range::len).sum();
         Bytes(2 * rows * block.heads.len() * self.problem.shape().dims().head_dim * elem)
-    }
-
-    fn steps(&self) -> Vec<Step> {
-        vec![Step(0); self.problem.sharding().world().size()]
     }
 
     fn heads_kv(&self) -> usize {

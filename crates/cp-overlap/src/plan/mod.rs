@@ -12,10 +12,12 @@ use crate::Digest;
 
 mod build;
 mod check;
+mod keys;
 mod places;
 mod show;
 
 pub use check::check;
+pub use keys::{KeyPlaces, MOST_LENGTHS, RemoteKeys, SlabAt};
 pub use places::PLACE_ALIGN;
 
 /// Rows per block of the needs: a block of keys is sent whole or not at all.
@@ -148,7 +150,8 @@ pub struct Arrival {
     pub k: Bytes,
     /// Offset of V in the half.
     pub v: Bytes,
-    /// The step of the owner's `Ready` signal that says it is there.
+    /// The step of the owner's `Ready` signal that says it is there: the piece's position in its segment
+    /// ([`Choice::step_of`]), whatever was left out before it.
     pub step: Step,
 }
 
@@ -176,7 +179,7 @@ pub struct Departure {
     pub slot_dk: Bytes,
     /// Offset of dV in the owner's receive half.
     pub slot_dv: Bytes,
-    /// The step of my `Partial` signal at the owner.
+    /// The step of my `Partial` signal at the owner: that of the arrival.
     pub step: Step,
     /// Bytes of dK and dV moved.
     pub bytes: Bytes,
@@ -228,6 +231,18 @@ pub struct Memory {
     pub receive_half: Bytes,
 }
 
+impl Memory {
+    /// Bytes of symmetric memory for forward calls: two gather halves.
+    pub const fn forward(&self) -> Bytes {
+        Bytes(2 * self.gather_half.0)
+    }
+
+    /// Bytes of symmetric memory for forward and backward calls: two gather halves, send slots, two receive halves.
+    pub const fn both(&self) -> Bytes {
+        Bytes(2 * self.gather_half.0 + self.send.0 + 2 * self.receive_half.0)
+    }
+}
+
 /// What the heuristic decided (rule P7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
@@ -237,4 +252,15 @@ pub struct Choice {
     pub rows_per_piece: usize,
     /// Share of the local keys that the backward keeps for the end, in 1/256 of the local work.
     pub local_tail: u8,
+}
+
+impl Choice {
+    /// The step of a piece of a segment of `rows` rows: 1 + its position among all pieces of the segment, head groups
+    /// outermost. So a reader that knows a head knows the step, also where pieces before it are not sent.
+    pub fn step_of(&self, block: &KvBlock, rows: usize) -> Step {
+        let chunks = rows.div_ceil(self.rows_per_piece);
+        let group = block.heads.start / self.heads_per_piece;
+        let position = group * chunks + block.rows.start / self.rows_per_piece;
+        Step(u32::try_from(position + 1).unwrap_or(u32::MAX))
+    }
 }

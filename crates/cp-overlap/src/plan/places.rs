@@ -1,7 +1,9 @@
 //! How segments are cut into pieces, and where pieces lie in symmetric memory.
 //!
-//! Every place follows from lengths alone, never from the mask: a half holds whole segments, needed or not, in gather
-//! order. So each rank can say where a peer keeps a piece without knowing what else that peer needs.
+//! Every place follows from lengths alone, never from the mask: a half holds whole segments, needed or not, ordered by
+//! length and then as they are gathered. So each rank can say where a peer keeps a piece without knowing what else that
+//! peer needs, and segments of one length lie one after the other, as one tensor map wants them (rule P3).
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use symm_buffer::{Bytes, Pe};
@@ -59,25 +61,46 @@ pub(crate) struct Space {
     /// Bytes of one row of one head over all batches.
     row: usize,
     cut: Cut,
-    /// Rows of each rank's segment.
-    lengths: Vec<usize>,
-    /// Sums of segment bytes twice around the ring; one more at the end.
-    sums: Vec<usize>,
+    /// For each rank its class.
+    class_of: Vec<usize>,
+    /// Ranks by the length of their segments, the shortest first.
+    classes: Vec<Class>,
+}
+
+/// Ranks whose segments have one length.
+struct Class {
+    rows: usize,
+    /// Bytes of one segment.
+    bytes: usize,
+    /// Bytes of all segments of shorter classes.
+    before: usize,
+    /// The ranks, increasing.
+    ranks: Vec<usize>,
 }
 
 impl Space {
     fn new(problem: &Problem, elem: usize) -> Self {
         let dims = problem.shape().dims();
         let sharding = problem.sharding();
-        let lengths: Vec<usize> = sharding.world().ranks().map(|rank| sharding.len(rank)).collect();
         let (row, cut) = (dims.batch * dims.head_dim * elem, Cut::new(problem));
-        let mut space = Self { row, cut, lengths, sums: vec![0] };
-        for rank in 0..2 * space.lengths.len() {
-            let rows = space.lengths[rank % space.lengths.len()];
+        let mut by_rows = BTreeMap::<usize, Vec<usize>>::new();
+        for rank in sharding.world().ranks() {
+            by_rows.entry(sharding.len(rank)).or_default().push(rank.index());
+        }
+        let mut space = Self { row, cut, class_of: vec![0; sharding.world().size()], classes: Vec::new() };
+        let mut before = 0;
+        for (rows, ranks) in by_rows {
             let bytes: usize = space.cut.groups().map(|heads| space.group_bytes(rows, heads.len())).sum();
-            space.sums.push(space.sums[rank] + bytes);
+            ranks.iter().for_each(|rank| space.class_of[*rank] = space.classes.len());
+            let next = before + bytes * ranks.len();
+            space.classes.push(Class { rows, bytes, before, ranks });
+            before = next;
         }
         space
+    }
+
+    fn class(&self, rank: usize) -> &Class {
+        &self.classes[self.class_of[rank]]
     }
 
     /// Where `cell` of `owner`'s segment begins, counted from the segment's beginning.
@@ -86,7 +109,7 @@ impl Space {
         // All groups before this one are full, and all chunks of this group before this one.
         let groups = cell.heads.start / heads_per_piece;
         let chunks = cell.rows.start / rows_per_piece;
-        let before = groups * self.group_bytes(self.lengths[owner.index()], heads_per_piece)
+        let before = groups * self.group_bytes(self.class(owner.index()).rows, heads_per_piece)
             + chunks * 2 * self.tensor(rows_per_piece, cell.heads.len());
         let second = before + self.tensor(cell.rows.len(), cell.heads.len());
         Place { first: Bytes(before), second: Bytes(second) }
@@ -101,21 +124,26 @@ impl Space {
         (self.row * rows * heads).next_multiple_of(PLACE_ALIGN)
     }
 
-    /// Bytes of the segments that lie before `owner`'s when `reader`'s remote segments follow in gather order: those of
-    /// reader-1, reader-2, ... down to owner+1.
+    /// Bytes of the segments that lie before `owner`'s in a half of `reader`'s: all shorter ones, and of those of its
+    /// length the ones that are gathered before it, reader-1, reader-2, ... down to owner+1.
     fn before(&self, owner: Pe, reader: Pe) -> usize {
-        let (after_owner, n) = (owner.index() + 1, self.lengths.len());
-        let end = if reader > owner { reader.index() } else { reader.index() + n };
-        self.sums[end] - self.sums[after_owner]
+        let (class, mine) = (self.class(owner.index()), self.class(reader.index()));
+        let below = |rank: usize| class.ranks.partition_point(|other| *other < rank);
+        let (from, to) = (below(owner.index() + 1), below(reader.index()));
+        let between = if reader > owner { to - from } else { class.ranks.len() - from + to };
+        // The reader has no segment of its own there.
+        let shorter = class.before - if mine.rows < class.rows { mine.bytes } else { 0 };
+        shorter + between * class.bytes
     }
 
     fn segment_bytes(&self, owner: usize) -> usize {
-        self.sums[owner + 1] - self.sums[owner]
+        self.class(owner).bytes
     }
 
     /// All segments but `rank`'s.
     fn all_but(&self, rank: usize) -> usize {
-        self.sums[self.lengths.len()] - self.segment_bytes(rank)
+        let all: usize = self.classes.iter().map(|class| class.bytes * class.ranks.len()).sum();
+        all - self.segment_bytes(rank)
     }
 }
 
@@ -150,7 +178,7 @@ impl Places {
     /// Where `reader`'s partial arrives in a half of `owner`'s receive slots: a whole segment per reader, those of
     /// owner+1, owner+2, ... one after the other.
     pub(crate) fn slot(&self, owner: Pe, reader: Pe, cell: &Cell) -> Place {
-        let n = self.kv.lengths.len();
+        let n = self.kv.class_of.len();
         let distance = (reader.index() + n - owner.index()) % n;
         let segment = self.partials.segment_bytes(owner.index());
         moved(self.partials.in_segment(owner, cell), (distance - 1) * segment)
@@ -158,7 +186,7 @@ impl Places {
 
     /// What every rank allocates.
     pub(crate) fn memory(&self) -> Memory {
-        let n = self.kv.lengths.len();
+        let n = self.kv.class_of.len();
         let most = |bytes: &dyn Fn(usize) -> usize| Bytes((0..n).map(bytes).max().unwrap_or(0));
         Memory {
             gather_half: most(&|rank| self.kv.all_but(rank)),

@@ -12,8 +12,8 @@ const ENOUGH: usize = 4;
 
 /// Decides the pieces from global facts alone, so every rank decides the same.
 ///
-/// 1. Candidates: equal groups of KV heads (each divisor of their number), all rows. Row chunks only where heads alone do
-///    not give enough pieces: 4, or as many as the piece size asks for. No piece is larger than `piece` (`large_piece`
+/// 1. Candidates: equal groups of KV heads (each divisor of their number), all rows. Row chunks only where they are
+///    allowed and heads alone do not give enough pieces: 4, or as many as the piece size asks for. No piece is larger than `piece` (`large_piece`
 ///    for segments above two pieces) where that can be had with at most `max_pieces` pieces a segment.
 /// 2. Each is [simulated](simulate) on the ranks with most work; the slowest rank counts.
 /// 3. When no segment brings more than `one_piece` bytes, one piece wins unless it is over 10 % slower than the best
@@ -47,7 +47,7 @@ fn candidates(facts: &Facts, tunables: &Tunables) -> Vec<PieceCount> {
     let mut cuts: Vec<PieceCount> = divisors.map(|heads| PieceCount { heads, chunks: 1 }).collect();
     let fewest = fewest_pieces(facts, tunables);
     let enough = fewest.max(ENOUGH);
-    if facts.heads_kv < enough {
+    if tunables.row_chunks && facts.heads_kv < enough {
         // A chunk holds a block of needs at least.
         let most = enough.div_ceil(facts.heads_kv).min(facts.max_rows.div_ceil(NEED_ROWS));
         cuts.extend((2..=most).map(|chunks| PieceCount { heads: 1, chunks }));
@@ -103,14 +103,15 @@ mod tests {
         assert_eq!([heads(16, 8192), heads(16, 16384), heads(16, 32768)], [8, 4, 2]);
         // 8 MiB that way are 16 MiB of partials the other way: the backward wants two.
         assert_eq!(heads(16, 2048), 8);
-        // One head: chunks of rows, of 16 MiB too.
-        let choice = choose(&facts(1, 262144), &Tunables::h200());
+        // One head: chunks of rows, of 16 MiB too, where they are allowed.
+        let chunks = Tunables { row_chunks: true, ..Tunables::h200() };
+        let choice = choose(&facts(1, 262144), &chunks);
         assert_eq!((choice.heads_per_piece, choice.rows_per_piece), (1, 32768));
     }
 
     #[test]
     fn one_head_is_cut_by_rows_when_the_link_is_slow() {
-        let slow = Tunables { link_bytes_per_s: 20e9, ..Tunables::h200() };
+        let slow = Tunables { link_bytes_per_s: 20e9, row_chunks: true, ..Tunables::h200() };
         let choice = choose(&facts(1, 32768), &slow);
         assert_eq!(choice.heads_per_piece, 1);
         assert!(
@@ -121,6 +122,25 @@ mod tests {
         let slower = Tunables { link_bytes_per_s: 5e9, flops_per_s: 1e13, ..slow };
         let small = facts(8, 4096);
         assert!(segment_bytes(&small) <= 8388608.0 && choose(&small, &slower).heads_per_piece < 8);
+    }
+
+    /// The groups are equal and rows are whole, whatever the sizes; no group is above what P4 allows if it can be below.
+    #[test]
+    fn kernels_get_equal_groups_of_whole_segments() {
+        let h200 = Tunables::h200();
+        for heads in 1..=33 {
+            for seq in [256, 2048, 8192, 65_536, 524_288, 4_194_304] {
+                let all = facts(heads, seq);
+                let Choice { heads_per_piece, rows_per_piece, .. } = choose(&all, &h200);
+                assert!(heads.is_multiple_of(heads_per_piece) && rows_per_piece >= seq / 2);
+                let (total, head) = (segment_bytes(&all), segment_bytes(&all) / heads as f64);
+                let most = if total <= 16777216.0 { 8388608.0 } else { 16777216.0 };
+                let group = head * heads_per_piece as f64;
+                assert!(group <= most || heads_per_piece == 1, "{heads} heads, {seq}: {group} bytes");
+                // Up to 8 MiB the forward wants one batch; the backward, whose partials are twice as large, may not.
+                assert!(total > 4194304.0 || heads_per_piece == heads, "{heads} heads, {seq}");
+            }
+        }
     }
 
     #[test]

@@ -76,6 +76,9 @@ pub struct Tunables {
     pub local_tail: u8,
     /// Element type of dK, dV partials between ranks.
     pub wire: Wire,
+    /// Whether the heuristic may cut a head's rows into several pieces. `false`: kernels wait for head groups alone, so
+    /// a segment is cut by heads only; `true` for the CPU engine, which waits for each piece.
+    pub row_chunks: bool,
     /// KV heads per piece instead of the heuristic's answer; more than there are means all.
     pub heads_per_piece: Option<usize>,
     /// Rows per piece instead of the heuristic's answer: a multiple of 128.
@@ -103,6 +106,7 @@ impl Tunables {
             max_pieces: 64,
             local_tail: 64,
             wire: Wire::F32,
+            row_chunks: false,
             heads_per_piece: None,
             rows_per_piece: None,
         }
@@ -120,6 +124,7 @@ impl Tunables {
             first_push_s: link.latency_s,
             flops_per_s: 5e10 / world.size() as f64,
             piece_fixed_s: 1e-4,
+            row_chunks: true,
             ..Self::h200()
         }
     }

@@ -42,21 +42,21 @@ fn remote(pass: &Pass) -> usize {
 #[test]
 fn lost_doubled_and_misdirected_pushes() {
     let once = "each arrival has one push of its owner";
-    let steps = "steps count the pieces to one rank";
+    let steps = "steps are positions in the segment, and grow";
     let dropped = broken_in_both(|pass| {
         let push = pass.pushes.pop().unwrap();
         pass.totals.bytes_to[push.to.index()].0 -= push.bytes.0;
     });
     assert_eq!(dropped, once);
     let doubled = broken_in_both(|pass| {
-        let mut push = pass.pushes.last().unwrap().clone();
-        push.arrival.step.0 += 1;
+        let push = pass.pushes.last().unwrap().clone();
         pass.totals.bytes_to[push.to.index()].0 += push.bytes.0;
         pass.totals.bytes_mask_blind.0 += push.bytes.0;
         pass.pushes.push(push);
     });
-    assert_eq!(doubled, once);
+    assert_eq!(doubled, steps);
     assert_eq!(broken_in_both(|pass| pass.pushes[0].arrival.step = Step(0)), steps);
+    assert_eq!(broken_in_both(|pass| pass.pushes[0].arrival.step.0 += 1), steps);
     let other_place = broken_in_both(|pass| {
         let arrival = &mut pass.pushes[0].arrival;
         std::mem::swap(&mut arrival.k, &mut arrival.v);
@@ -74,7 +74,7 @@ fn swapped_steps_and_stages() {
         let step = pass.pushes[second].arrival.step;
         pass.pushes[second].arrival.step = std::mem::replace(&mut pass.pushes[0].arrival.step, step);
     });
-    assert_eq!(swapped, "steps count the pieces to one rank");
+    assert_eq!(swapped, "steps are positions in the segment, and grow");
     let waits_backwards = broken_in_both(|pass| {
         let owner = pass.pieces[remote(pass)].owner;
         let of_owner: Vec<usize> = (0..pass.stages.len())

@@ -4,4 +4,5 @@
 mod built;
 mod damaged;
 mod fold_and_needs;
+mod keys;
 mod problems;

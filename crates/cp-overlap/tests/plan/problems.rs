@@ -57,22 +57,20 @@ impl Recipe {
     }
 
     pub(crate) fn problem(&self) -> Problem {
-        let (group, heads_kv) = self.heads;
-        let seq = self.seq();
-        let dims = Dims {
-            batch: self.batch,
-            heads_q: group * heads_kv,
-            heads_kv,
-            seq_q: seq,
-            seq_k: seq,
-            head_dim: 16,
-        };
         let tunables = Tunables {
             local_tail: self.local_tail,
             heads_per_piece: self.forced.0,
             rows_per_piece: self.forced.1.map(|blocks| blocks * 128),
             ..Tunables::h200()
         };
+        self.tuned(tunables, 16)
+    }
+
+    pub(crate) fn tuned(&self, tunables: Tunables, head_dim: usize) -> Problem {
+        let (group, heads_kv) = self.heads;
+        let seq = self.seq();
+        let dims =
+            Dims { batch: self.batch, heads_q: group * heads_kv, heads_kv, seq_q: seq, seq_k: seq, head_dim };
         let (shape, mask) = (Shape::new(dims).unwrap(), self.mask());
         Problem::new(shape, mask, self.sharding(), DType::Bf16, tunables).unwrap()
     }

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use symm_buffer::host::{HostFabric, HostStream};
 use symm_buffer::{
-    Bytes, Epoch, Error, Fabric, Incarnation, Note, Pe, PeerAddress, Put, RegionId, Report, SignalId, Span, Wait,
-    World,
+    Bytes, Epoch, Error, Fabric, Incarnation, Note, Pe, PeerAddress, Put, RegionId, Report, SignalId, Span,
+    Wait, World,
 };
 
 /// One weakened place.

@@ -17,7 +17,7 @@ pub use forward::{ForwardParams, KEY_MAPS, KeySegment, TensorMap, WaitReport};
 pub use header::header;
 pub use layout::{CxxType, DeviceStruct, Field, KernelParams, Layout, MAX_PARAM_BYTES};
 pub use mask::{MaskListsParams, MaskRankParams, MaskTilesParams};
-pub use probe::{ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, pattern};
+pub use probe::{ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, Source, pattern};
 
 /// All structs, in the order of the header: a struct stands behind those that it holds.
 pub const LAYOUTS: [Layout; 17] = [

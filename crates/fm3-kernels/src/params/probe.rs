@@ -73,9 +73,14 @@ device_struct! {
     }
 }
 
+/// Number of a source of `fm3_probe_check`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source(pub u32);
+
 /// Word `index` of a source, as `fm3_probe_check` expects it: any two sources differ almost everywhere.
-pub const fn pattern(source: u32, index: u32) -> u32 {
-    let mixed = index.wrapping_mul(0x9E37_79B9) ^ source.wrapping_mul(0x85EB_CA6B).wrapping_add(0x27D4_EB2F);
+pub const fn pattern(source: Source, index: u32) -> u32 {
+    let mixed =
+        index.wrapping_mul(0x9E37_79B9) ^ source.0.wrapping_mul(0x85EB_CA6B).wrapping_add(0x27D4_EB2F);
     mixed ^ mixed >> 15
 }
 
@@ -88,7 +93,9 @@ mod tests {
     #[test]
     fn sources_differ() {
         for (one, other) in [(0, 1), (0, 2), (3, 67), (5, 1 << 20)] {
-            let same = (0..10_000).filter(|index| pattern(one, *index) == pattern(other, *index)).count();
+            let same = (0..10_000)
+                .filter(|index| pattern(Source(one), *index) == pattern(Source(other), *index))
+                .count();
             assert!(same < 3, "{one} and {other} agree in {same} of 10,000 words");
         }
     }

@@ -37,6 +37,11 @@ impl Gpu {
     pub fn context(&self) -> &Arc<CudaContext> {
         self.kernels().context()
     }
+
+    /// Whether the driver is the simulated one: problems are solved by two or three processor cores then.
+    pub fn is_simulated(&self) -> bool {
+        self.context().name().unwrap() == "gpu-sim"
+    }
 }
 
 /// The folder `FM_KERNELS` if it is set: special builds, such as those with random delays.

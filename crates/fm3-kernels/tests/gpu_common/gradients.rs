@@ -67,7 +67,7 @@ fn chosen(case: &Case) -> Vec<(usize, usize)> {
 }
 
 /// Errors of one tensor.
-struct Errors {
+pub(super) struct Errors {
     name: &'static str,
     worst: (f64, String),
     plain: f64,
@@ -78,29 +78,34 @@ struct Errors {
 }
 
 impl Errors {
-    fn new(name: &'static str) -> Self {
+    pub(super) fn new(name: &'static str) -> Self {
         let worst = (0.0, String::new());
         Self { name, worst, plain: 0.0, square: 0.0, plain_square: 0.0, norm: 0.0, count: 0 }
     }
 
     fn add<T: Element>(&mut self, got: &[T], exact: &[f64], plain: &[f64], at: (usize, usize)) {
         for (index, ((got, exact), plain)) in got.iter().zip(exact).zip(plain).enumerate() {
-            let got = f64::from(got.to_f32());
-            let (error, of_plain) = ((got - exact).abs(), (plain - exact).abs());
-            if error > self.worst.0 {
-                let place = format!("(batch, KV head) {at:?} row {} element {}", index / 128, index % 128);
-                self.worst = (error, format!("{place}: {got} should be {exact}"));
-            }
-            self.plain = self.plain.max(of_plain);
-            self.square += error * error;
-            self.plain_square += of_plain * of_plain;
-            self.norm += exact * exact;
-            self.count += 1;
+            self.add_one([f64::from(got.to_f32()), *exact, *plain], (at, index));
         }
     }
 
+    /// What was given, what is right, what a plain implementation gives; at an element of a (batch, KV head).
+    pub(super) fn add_one(&mut self, [got, exact, plain]: [f64; 3], place: ((usize, usize), usize)) {
+        let (error, of_plain) = ((got - exact).abs(), (plain - exact).abs());
+        if error > self.worst.0 {
+            let (at, index) = place;
+            let place = format!("(batch, KV head) {at:?} row {} element {}", index / 128, index % 128);
+            self.worst = (error, format!("{place}: {got} should be {exact}"));
+        }
+        self.plain = self.plain.max(of_plain);
+        self.square += error * error;
+        self.plain_square += of_plain * of_plain;
+        self.norm += exact * exact;
+        self.count += 1;
+    }
+
     /// The rule of FlashAttention's tests, and a bound in norm: P, dS and the result are rounded, 2^-9 each in bf16.
-    fn verdict(self, dtype: DType, data: Data) -> Result<(), String> {
+    pub(super) fn verdict(self, dtype: DType, data: Data) -> Result<(), String> {
         // Where dP - delta cancels (a row that sees one key) what is left is noise of f32: sums of 128 products.
         let bound = 2.0 * self.plain + 1e-5;
         let noise = 3e-5 * (self.count as f64).sqrt();
@@ -134,14 +139,14 @@ fn cut<T: Copy>(data: &[T], e: Extents, (batch, first, heads): (usize, usize, us
 }
 
 /// One KV head with its query heads, a problem of its own.
-struct Part<T> {
-    shape: Shape,
-    mask: FlashMask,
-    scale: f32,
-    q: Vec<T>,
-    k: Vec<T>,
-    v: Vec<T>,
-    dout: Vec<T>,
+pub(super) struct Part<T> {
+    pub(super) shape: Shape,
+    pub(super) mask: FlashMask,
+    pub(super) scale: f32,
+    pub(super) q: Vec<T>,
+    pub(super) k: Vec<T>,
+    pub(super) v: Vec<T>,
+    pub(super) dout: Vec<T>,
     /// For each query head, of each column.
     bands: Vec<Vec<Bands>>,
 }
@@ -155,7 +160,11 @@ struct RowSums {
 }
 
 impl<T: Element> Part<T> {
-    fn new(case: &Case, (tensors, dout): (&Tensors<T>, &[T]), (batch, kv): (usize, usize)) -> Self {
+    pub(super) fn new(
+        case: &Case,
+        (tensors, dout): (&Tensors<T>, &[T]),
+        (batch, kv): (usize, usize),
+    ) -> Self {
         let (dims, of_mask, columns) = (case.dims, case.mask.dims(), case.mask.columns());
         let group = dims.heads_q / dims.heads_kv;
         let mask_dims = MaskDims { batch: 1, heads: group, ..of_mask };
@@ -204,7 +213,7 @@ impl<T: Element> Part<T> {
         }
     }
 
-    fn exact(&self) -> Gradients {
+    pub(super) fn exact(&self) -> Gradients {
         let dims = self.shape.dims();
         let queries = Extents { batch: 1, seq: dims.seq_q, heads: dims.heads_q, head_dim: dims.head_dim };
         let keys = Extents { seq: dims.seq_k, heads: 1, ..queries };
@@ -220,7 +229,7 @@ impl<T: Element> Part<T> {
     }
 
     /// A framework without a fused kernel: S, its scaled form, P, O, dP and dS are tensors of type T; sums are f32.
-    fn plain(&self) -> Gradients {
+    pub(super) fn plain(&self) -> Gradients {
         let Dims { heads_q, seq_q, seq_k, head_dim: d, .. } = self.shape.dims();
         let wide = |data: &[T]| -> Vec<f32> { data.iter().map(|value| value.to_f32()).collect() };
         let [q, k, v, dout] = [&self.q, &self.k, &self.v, &self.dout].map(|data| wide(data));

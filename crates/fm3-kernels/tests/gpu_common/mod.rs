@@ -4,6 +4,7 @@ pub mod backward;
 pub mod case;
 pub mod compare;
 pub mod device;
+pub mod differences;
 pub mod gradients;
 pub mod keys;
 pub mod masks;

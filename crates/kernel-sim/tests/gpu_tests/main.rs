@@ -21,15 +21,29 @@ mod gpu_forward;
 mod gpu_mask;
 #[path = "../../../fm3-kernels/tests/gpu_segments.rs"]
 mod gpu_segments;
+mod small;
 mod tables;
 
 use std::process::Command;
 
-/// Each takes about a second or less.
-const QUICK: &[&str] = &["gpu_mask::", "tables::"];
+/// Names that begin like these, of tests that take two seconds of a core or less; together about 15.
+const QUICK: &[&str] = &[
+    "gpu_backward_calls::every_mistake",
+    "gpu_backward_calls::segments_that",
+    "gpu_backward_calls::without_backward",
+    "gpu_backward_ordered::a_deterministic_call",
+    "gpu_backward_parts::f16_in_parts",
+    "gpu_calls::every_mistake",
+    "gpu_mask::",
+    "gpu_segments::a_wait_that_expires",
+    "gpu_segments::keys_that_come_late",
+    "gpu_segments::the_abort_word",
+    "small::",
+    "tables::",
+];
 
-/// Too many products for a CPU.
-const LARGE: &[&str] = &["gpu_forward::large_problems", "gpu_backward::large_problems"];
+/// Too many products, or too many runs of them, for a CPU.
+const LARGE: &[&str] = &["::large_problems", "::equal_calls", "ordered::bits_of_all"];
 
 /// Runs the tests whose names begin like these in a child.
 fn run(filters: &[&str], skipped: &[&str]) {
@@ -55,5 +69,5 @@ fn quick_ones_pass_on_the_simulator() {
 #[test]
 #[ignore = "takes minutes"]
 fn all_but_the_large_ones_pass_on_the_simulator() {
-    run(&["gpu_", "tables::"], LARGE);
+    run(&["gpu_", "small::", "tables::"], LARGE);
 }

@@ -1,11 +1,9 @@
 //! The calls of the CUDA driver that the fabric makes beyond cudarc's safe ones: batches of copies, memory operations in
 //! stream order, registered host memory ([driver API](https://docs.nvidia.com/cuda/cuda-driver-api/index.html)).
 #![expect(unsafe_code, reason = "the driver is called")]
-use std::sync::Arc;
-
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
 
-use crate::Error;
+use crate::{Error, sync::Arc};
 
 /// A copy between device addresses of this process, mapped ones of peers included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -217,6 +217,7 @@ mod tests {
     use super::super::block::Sizes;
     use super::*;
     use crate::World;
+    use crate::sync::thread;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -234,7 +235,7 @@ mod tests {
     fn every_rank_gets_the_outcome_of_its_round() {
         for ranks in [1, 2, 3, 7] {
             let block = block(ranks);
-            std::thread::scope(|scope| {
+            thread::scope(|scope| {
                 for me in 0..ranks {
                     let block = &block;
                     scope.spawn(move || {
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn who_is_late_is_named_and_the_next_round_is_whole() {
         let block = block(3);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for me in [0, 2] {
                 let block = &block;
                 scope.spawn(move || {
@@ -267,7 +268,7 @@ mod tests {
                     assert_eq!(meet(block, me, Ask::Barrier, LONG), Outcome::Same);
                 });
             }
-            std::thread::sleep(Duration::from_millis(200));
+            thread::sleep(Duration::from_millis(200));
             assert_eq!(meet(&block, 1, Ask::Barrier, LONG), Outcome::Same);
         });
     }

@@ -163,6 +163,7 @@ fn come(block: &Block, phase: usize, me: Pe, deadline: Deadline) -> Result<(), E
 mod tests {
     use super::*;
     use crate::World;
+    use crate::sync::thread;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -178,7 +179,7 @@ mod tests {
     ) -> Vec<Result<(Block, Vigil), Error>> {
         let sizes = Sizes { world: World::new(ranks).unwrap(), signals: 4 };
         let place = place(folder);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let start = |me| {
                 let place = &place;
                 scope.spawn(move || join(Pe(me), sizes, place, deadline))

@@ -601,7 +601,8 @@ struct ProbeCheckParams {
     uint64_t base;
     // How many.
     uint64_t rounds;
-    // Written: u64 `[3]`: rounds that were read, words that were wrong, first wrong round + 1. Zero before.
+    // Written: u64 `[4]`: 1 at the end, rounds that were read, words that were wrong, last of the threads' first wrong
+    // rounds + 1. Zero before.
     uint64_t found;
     // Longest wait in a round, nanoseconds; then the kernel ends.
     uint64_t deadline_ns;

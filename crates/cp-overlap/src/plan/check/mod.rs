@@ -19,8 +19,8 @@ mod uses;
 ///
 /// * all ranks have the same digest, choice and memory, and the problem's segments in gather order;
 /// * local keys are attended to once, and every needed block of remote keys arrives once;
-/// * each arrival has exactly one push of its owner with the same block, places and step; pushes to one rank are counted
-///   1, 2, ... and waited for in that order; the same for partials and their reduces;
+/// * each arrival has exactly one push of its owner with the same block, places and step; steps are positions in the
+///   segment, grow, and are waited for in that order; the same for partials and their reduces;
 /// * over seven calls in a row (three forwards, three backwards, a forward) no wait lacks its post and none form a cycle; attention
 ///   waits for pushes that were queued before any attention began (rules R1 to R3), never for a peer's attention;
 /// * over the same calls nothing is overwritten before its reader is done: halves, receive slots, send slots, hellos; and

@@ -1,4 +1,4 @@
-//! Each wait has one post, and posts and waits count alike.
+//! Each wait has one post, and posts and waits number pieces alike.
 use symm_buffer::{Bytes, Pe, Step};
 
 use super::{View, broken};
@@ -35,7 +35,8 @@ fn arrivals(view: View<'_>, owner: &RankPlan, reader: &RankPlan) -> Result<(), E
     let posts = pushed.map(|push| transfer(&push.block, push.arrival)).collect();
     let waited = view.attended(reader).filter(|piece| piece.owner == owner.rank);
     let waits = waited.filter_map(|piece| Some(transfer(&piece.block, piece.arrival?))).collect();
-    matched((owner.rank, reader.rank), "each arrival has one push of its owner", posts, waits)
+    let rule = "each arrival has one push of its owner";
+    matched((owner.rank, reader.rank), owner, rule, (posts, waits))
 }
 
 fn partials(view: View<'_>, owner: &RankPlan, reader: &RankPlan) -> Result<(), Error> {
@@ -59,21 +60,24 @@ fn partials(view: View<'_>, owner: &RankPlan, reader: &RankPlan) -> Result<(), E
         step: reduce.step,
     });
     let rule = "each partial is reduced once";
-    matched((reader.rank, owner.rank), rule, posts.collect(), waits.collect())
+    matched((reader.rank, owner.rank), owner, rule, (posts.collect(), waits.collect()))
 }
 
-/// The same transfers in the same order, counted 1, 2, ...
+/// The same transfers of `owner`'s keys in the same order; steps are positions in the segment, and grow.
 fn matched(
     (from, to): (Pe, Pe),
+    owner: &RankPlan,
     rule: &'static str,
-    posts: Vec<Transfer<'_>>,
-    waits: Vec<Transfer<'_>>,
+    (posts, waits): (Vec<Transfer<'_>>, Vec<Transfer<'_>>),
 ) -> Result<(), Error> {
-    for (step, post) in (1..).map(Step).zip(&posts) {
-        if post.step != step || step > Step::MAX {
-            let detail = format!("to {to}: {:?} where {step:?} comes", post.step);
-            return broken(from, "steps count the pieces to one rank", detail);
+    let mut last = Step(0);
+    for post in &posts {
+        let position = owner.choice.step_of(post.block, owner.segments[0].rows);
+        if post.step != position || post.step <= last || post.step > Step::MAX {
+            let detail = format!("to {to}: {:?} after {last:?} where {position:?} belongs", post.step);
+            return broken(from, "steps are positions in the segment, and grow", detail);
         }
+        last = post.step;
     }
     match posts == waits {
         true => Ok(()),
