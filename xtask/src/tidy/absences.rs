@@ -49,6 +49,7 @@ const ABSENCES: [Absence; 6] = [
                 && path != "crates/fm3-kernels/tests/gpu_common/device.rs"
                 // And a rank's process is told its part.
                 && path != "crates/symm-buffer/tests/processes/mod.rs"
+                && path != "crates/fm-cp/tests/gpu_forward/processes.rs"
                 // As a driver does.
                 && !path.starts_with("crates/gpu-sim/")
         },

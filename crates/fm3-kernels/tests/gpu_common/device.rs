@@ -38,7 +38,7 @@ impl Gpu {
         self.kernels().context()
     }
 
-    /// Whether the driver is the simulated one: problems are solved by two or three processor cores then.
+    /// Whether the driver is the simulated one: problems are solved by processor cores then, slowly.
     pub fn is_simulated(&self) -> bool {
         self.context().name().unwrap() == "gpu-sim"
     }
