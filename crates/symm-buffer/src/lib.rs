@@ -33,6 +33,7 @@
 //! assert_eq!(received, [Ok(b"hello".to_vec()), Ok(b"hello".to_vec())]);
 //! # Ok::<(), Error>(())
 //! ```
+mod ask;
 pub mod buffer;
 mod deadline;
 mod error;

@@ -4,13 +4,14 @@ use std::time::Duration;
 use super::{
     HeapRead, HeapWrite, HostStream, Ledger, Wrong,
     heap::{self, Block, CopyOp},
-    meeting::{Ask, Ballot},
+    meeting::Ballot,
     shared::Shared,
     stream::{Core, Work, Worker, life},
 };
 use crate::{
     Bytes, Copy2d, Epoch, Error, Fabric, Incarnation, Label, Note, Notice, Pe, PeerAddress, Put, RegionId,
     Report, SignalId, Span, Wait, World,
+    ask::Ask,
     deadline::{Deadline, Event, wait_until},
     sync::{Arc, Ordering, thread},
 };
@@ -104,7 +105,7 @@ impl HostFabric {
             Ask::Alloc(len) => shared.add_region(len, ballots),
             Ask::Free(region) => shared.remove_region(region),
             Ask::Signals(count) => shared.add_signals(count),
-            Ask::Barrier | Ask::Recover => Ok(0),
+            _ => Ok(0),
         })
     }
 

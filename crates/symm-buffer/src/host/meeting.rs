@@ -1,33 +1,11 @@
 //! Collectives: all ranks meet, see whether they want the same, and one of them does it for all.
 use super::{heap::Block, shared::Shared};
 use crate::{
-    Bytes, Error, Label, Notice, Pe, RegionId, Report, Span,
+    Bytes, Error, Label, Pe, RegionId, Report, Span,
+    ask::Ask,
     deadline::{Deadline, Expired, wait_until},
     sync::Mutex,
 };
-
-/// What a rank wants to do with the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    Alloc(Bytes),
-    Free(RegionId),
-    Signals(u32),
-    Barrier,
-    Recover,
-}
-
-impl Ask {
-    pub(super) const fn call(self) -> &'static str {
-        let notice = match self {
-            Self::Alloc(_) => Notice::Alloc,
-            Self::Free(_) => Notice::Free,
-            Self::Signals(_) => Notice::AllocSignals,
-            Self::Barrier => Notice::Barrier,
-            Self::Recover => Notice::Recover,
-        };
-        notice.name()
-    }
-}
 
 /// What a rank brings.
 pub(super) struct Ballot {
@@ -167,7 +145,7 @@ impl Meeting {
 fn explain(shared: &Shared, me: Pe, ask: Ask, refusal: Refusal, deadline: Deadline) -> Error {
     let call = ask.call();
     match refusal {
-        Refusal::Differ(asks) => differ(me, ask, &asks),
+        Refusal::Differ(asks) => ask.differs(me, &asks),
         Refusal::Missing(missing) => {
             let waited = deadline.waited();
             let label = Label { stage: call, piece: 0 };
@@ -190,17 +168,5 @@ fn explain(shared: &Shared, me: Pe, ask: Ask, refusal: Refusal, deadline: Deadli
             Error::UnknownRegion { call, region }
         }
         Refusal::Full(error) => error,
-    }
-}
-
-/// Names the first rank around the ring that wants something else.
-fn differ(me: Pe, mine: Ask, asks: &[Ask]) -> Error {
-    let call = mine.call();
-    let ranks = (0_u32..).map(Pe).zip(asks.iter().copied());
-    let turned = ranks.clone().skip(me.index() + 1).chain(ranks);
-    let (peer, theirs) = turned.into_iter().find(|(_, ask)| *ask != mine).unwrap_or((me, mine));
-    match (mine, theirs) {
-        (Ask::Alloc(mine), Ask::Alloc(theirs)) => Error::AllocMismatch { call, me, peer, mine, theirs },
-        _ => Error::CallMismatch { call: format!("{mine:?}"), me, peer, theirs: format!("{theirs:?}") },
     }
 }

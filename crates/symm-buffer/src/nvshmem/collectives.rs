@@ -4,13 +4,14 @@ use std::time::Duration;
 use super::block::{At, Hall};
 use super::fabric::NvshmemFabric;
 use super::heap::Chunk;
-use super::meeting::{Ask, Outcome, Round};
+use super::meeting::{Outcome, Round};
 use super::node::Node;
 use super::record;
+use crate::ask::Ask;
 use crate::deadline::Deadline;
 use crate::layout::ALIGNMENT;
 use crate::sync::Ordering;
-use crate::{Bytes, Error, Label, Notice, Pe, Report};
+use crate::{Bytes, Error, Label, Notice, Report};
 
 impl NvshmemFabric {
     /// Ends the group: drains my streams, meets all ranks, gives the memory back. Collective.
@@ -45,7 +46,7 @@ impl NvshmemFabric {
         let round = Round::enter(&node.block, hall, node.me, ask, end);
         match round.wait(deadline, || node.aborted(call).filter(|_| obeys_abort))? {
             Outcome::Same => Ok(()),
-            Outcome::Differ(asks) => Err(differ(node.me, ask, &asks)),
+            Outcome::Differ(asks) => Err(ask.differs(node.me, &asks)),
             Outcome::Missing(missing) => {
                 let (me, waited) = (node.me, deadline.waited());
                 let label = Label { stage: call, piece: 0 };
@@ -79,16 +80,4 @@ impl NvshmemFabric {
 fn begin_again(node: &Node) {
     node.block.word(At::Incarnation).fetch_add(1, Ordering::AcqRel);
     record::clear(&node.block);
-}
-
-/// Names the first rank around the ring that wants something else.
-fn differ(me: Pe, mine: Ask, asks: &[Ask]) -> Error {
-    let call = mine.call();
-    let ranks = (0_u32..).map(Pe).zip(asks.iter().copied());
-    let turned = ranks.clone().skip(me.index() + 1).chain(ranks);
-    let (peer, theirs) = turned.into_iter().find(|(_, ask)| *ask != mine).unwrap_or((me, mine));
-    match (mine, theirs) {
-        (Ask::Alloc(mine), Ask::Alloc(theirs)) => Error::AllocMismatch { call, me, peer, mine, theirs },
-        _ => Error::CallMismatch { call: format!("{mine:?}"), me, peer, theirs: format!("{theirs:?}") },
-    }
 }

@@ -7,28 +7,10 @@
 use std::time::Duration;
 
 use super::block::{At, Block, Hall};
+use crate::ask::Ask;
 use crate::deadline::{Deadline, poll_until};
 use crate::sync::Ordering;
 use crate::{Bytes, Error, Pe, RegionId};
-
-/// What a rank wants from a collective.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// A region.
-    Alloc(Bytes),
-    /// To give one back.
-    Free(RegionId),
-    /// Signal words.
-    Signals(u32),
-    /// To meet.
-    Barrier,
-    /// The next incarnation.
-    Recover,
-    /// To know whether everybody's heap has grown: 1, or 0 by a rank whose heap has not.
-    Grown(u64),
-    /// To end the group.
-    Close,
-}
 
 /// How a round ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,43 +28,29 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 const SAME: u64 = 1;
 const DIFFER: u64 = 2;
 
-impl Ask {
-    const fn words(self) -> [u64; 2] {
-        match self {
-            Self::Alloc(bytes) => [1, bytes.0 as u64],
-            Self::Free(region) => [2, region.0],
-            Self::Signals(count) => [3, count as u64],
-            Self::Barrier => [4, 0],
-            Self::Recover => [5, 0],
-            Self::Grown(yes) => [6, yes],
-            Self::Close => [7, 0],
-        }
+/// As two words of the block.
+const fn words(ask: Ask) -> [u64; 2] {
+    match ask {
+        Ask::Alloc(bytes) => [1, bytes.0 as u64],
+        Ask::Free(region) => [2, region.0],
+        Ask::Signals(count) => [3, count as u64],
+        Ask::Barrier => [4, 0],
+        Ask::Recover => [5, 0],
+        Ask::Grown(yes) => [6, yes],
+        Ask::Close => [7, 0],
     }
+}
 
-    #[expect(clippy::cast_possible_truncation, reason = "words that `words` made of these types")]
-    const fn from_words([kind, value]: [u64; 2]) -> Self {
-        match kind {
-            1 => Self::Alloc(Bytes(value as usize)),
-            2 => Self::Free(RegionId(value)),
-            3 => Self::Signals(value as u32),
-            5 => Self::Recover,
-            6 => Self::Grown(value),
-            7 => Self::Close,
-            _ => Self::Barrier,
-        }
-    }
-
-    /// Name of the call, as in the table of events.
-    pub(super) const fn call(self) -> &'static str {
-        use crate::Notice;
-        match self {
-            Self::Alloc(_) | Self::Grown(_) => Notice::Alloc.name(),
-            Self::Free(_) => Notice::Free.name(),
-            Self::Signals(_) => Notice::AllocSignals.name(),
-            Self::Barrier => Notice::Barrier.name(),
-            Self::Recover => Notice::Recover.name(),
-            Self::Close => Notice::Closing.name(),
-        }
+#[expect(clippy::cast_possible_truncation, reason = "words that `words` made of these types")]
+const fn from_words([kind, value]: [u64; 2]) -> Ask {
+    match kind {
+        1 => Ask::Alloc(Bytes(value as usize)),
+        2 => Ask::Free(RegionId(value)),
+        3 => Ask::Signals(value as u32),
+        5 => Ask::Recover,
+        6 => Ask::Grown(value),
+        7 => Ask::Close,
+        _ => Ask::Barrier,
     }
 }
 
@@ -100,7 +68,7 @@ impl<'a> Round<'a> {
         // It cannot change before my bit is set.
         let generation = block.word(At::Generation(hall)).load(Ordering::Acquire);
         let round = Self { block, hall, me, generation };
-        for (at, word) in ask.words().into_iter().enumerate() {
+        for (at, word) in words(ask).into_iter().enumerate() {
             block.word(At::Ballot(hall, round.parity(), me, at)).store(word, Ordering::Relaxed);
         }
         let before = block.word(At::Presence(hall)).fetch_or(round.bit(), Ordering::AcqRel);
@@ -169,7 +137,7 @@ impl<'a> Round<'a> {
     fn asks(&self) -> Vec<Ask> {
         let word =
             |pe, at| self.block.word(At::Ballot(self.hall, self.parity(), pe, at)).load(Ordering::Relaxed);
-        let ask = |pe| Ask::from_words([word(pe, 0), word(pe, 1)]);
+        let ask = |pe| from_words([word(pe, 0), word(pe, 1)]);
         self.block.sizes().world.ranks().map(ask).collect()
     }
 
@@ -298,7 +266,7 @@ mod tests {
         let asks =
             [Ask::Alloc(Bytes(7)), Ask::Free(RegionId(3)), Ask::Signals(9), Ask::Barrier, Ask::Recover];
         for ask in asks.into_iter().chain([Ask::Grown(1), Ask::Grown(0), Ask::Close]) {
-            assert_eq!(Ask::from_words(ask.words()), ask);
+            assert_eq!(from_words(words(ask)), ask);
         }
     }
 }
