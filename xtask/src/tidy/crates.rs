@@ -39,12 +39,19 @@ pub(super) fn check(root: &Path) -> anyhow::Result<Vec<Violation>> {
     Ok(violations)
 }
 
-/// Names of the workspace's crates, sorted.
+/// Names of the crates that others may depend on, sorted: not those of tests, benches and commands.
 ///
 /// # Errors
 /// When cargo cannot describe the workspace.
-pub(crate) fn crate_names(root: &Path) -> anyhow::Result<Vec<String>> {
-    Ok(arrows(&metadata(root)?).into_keys().collect())
+pub(crate) fn published_crates(root: &Path) -> anyhow::Result<Vec<String>> {
+    let metadata = metadata(root)?;
+    let packages = metadata.workspace_packages().into_iter();
+    let mut names: Vec<String> = packages
+        .filter(|package| package.publish.as_ref().is_none_or(|registries| !registries.is_empty()))
+        .map(|package| package.name.to_string())
+        .collect();
+    names.sort();
+    Ok(names)
 }
 
 fn metadata(root: &Path) -> anyhow::Result<Metadata> {

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::files::{walk, workspace_root};
-pub(crate) use crates::crate_names;
+pub(crate) use crates::published_crates;
 use source::Source;
 
 /// One broken rule at one place.
