@@ -82,7 +82,6 @@ fn gpus() -> usize {
     let count = if is_present() { CudaContext::device_count().unwrap_or(0) } else { 0 };
     #[expect(clippy::disallowed_methods, reason = "no library, but the tests' own switch")]
     let required = std::env::var("FM_REQUIRE_GPU").as_deref() == Ok("1");
-    // A child is told where the simulator's kernels are, and has its driver.
     assert!(count > 0 || !required, "there is no GPU");
     usize::try_from(count).unwrap()
 }

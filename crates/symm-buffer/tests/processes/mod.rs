@@ -20,6 +20,9 @@ use symm_buffer::{Bytes, Error, Fabric, Pe, RegionId, World};
 /// Deadline of what must succeed.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
+/// Said by a rank that has come to the end of its job.
+const DONE: &str = "this rank has done its job";
+
 /// What a rank's process is told.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
@@ -139,15 +142,18 @@ impl Drop for Rank {
     }
 }
 
-/// Waits for all, and fails with what they said unless all succeed.
-pub(crate) fn expect_success(ranks: Vec<Rank>) {
+/// Waits for all, and fails with what they said unless each has run its one test to a good end; what they said.
+pub(crate) fn expect_success(ranks: Vec<Rank>) -> Vec<String> {
     let limit = Instant::now() + 2 * LONG;
     let ended: Vec<Ended> = ranks.into_iter().map(|mut rank| rank.end(limit)).collect();
-    if ended.iter().any(|ended| !ended.status.success()) {
+    // A name that is no test would succeed too.
+    let good = |ended: &Ended| ended.status.success() && ended.output.contains("test result: ok. 1 passed");
+    if !ended.iter().all(good) {
         let said: String =
             ended.iter().map(|ended| format!("--- {}\n{}\n", ended.status, ended.output)).collect();
         panic!("{said}");
     }
+    ended.into_iter().map(|ended| ended.output).collect()
 }
 
 /// Joins as the process's part says.
@@ -174,14 +180,18 @@ impl Backend for Processes {
         self.test.set(test);
     }
 
+    #[expect(clippy::print_stdout, reason = "its parent listens")]
     fn run(&self, ranks: u32, body: &(dyn Fn(NvshmemFabric) + Sync)) {
         let job = self.jobs.replace(self.jobs.get() + 1);
         let Some(part) = part() else {
-            return expect_success(start(self.test.get(), ranks, job, &[]));
+            let said = expect_success(start(self.test.get(), ranks, job, &[]));
+            assert!(said.iter().all(|said| said.contains(DONE)), "a rank did nothing: {said:?}");
+            return;
         };
         if part.job == job {
             let world = join(&part).unwrap();
             body(world.fabric(LONG).unwrap());
+            println!("{DONE}");
         }
     }
 
