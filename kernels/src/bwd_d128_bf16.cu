@@ -49,3 +49,18 @@ extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
     fm3_bwd_finish_part_bf16(const __grid_constant__ fm3::BackwardFinishParams p) {
     fm3::backward::finish<__nv_bfloat16, true>(p);
 }
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kThreads, 1)
+    fm3_bwd_d128_split_bf16(const __grid_constant__ fm3::BackwardParams p) {
+    fm3::backward::run<__nv_bfloat16, fm3::backward::Split>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
+    fm3_bwd_sum_bf16(const __grid_constant__ fm3::BackwardSumParams p) {
+    fm3::backward::sum_parts<__nv_bfloat16>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
+    fm3_bwd_sum_f32_bf16(const __grid_constant__ fm3::BackwardSumParams p) {
+    fm3::backward::sum_parts<float>(p);
+}

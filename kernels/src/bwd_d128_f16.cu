@@ -49,3 +49,18 @@ extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
     fm3_bwd_finish_part_f16(const __grid_constant__ fm3::BackwardFinishParams p) {
     fm3::backward::finish<__half, true>(p);
 }
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kThreads, 1)
+    fm3_bwd_d128_split_f16(const __grid_constant__ fm3::BackwardParams p) {
+    fm3::backward::run<__half, fm3::backward::Split>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
+    fm3_bwd_sum_f16(const __grid_constant__ fm3::BackwardSumParams p) {
+    fm3::backward::sum_parts<__half>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(fm3::backward::kPassThreads)
+    fm3_bwd_sum_f32_f16(const __grid_constant__ fm3::BackwardSumParams p) {
+    fm3::backward::sum_parts<float>(p);
+}

@@ -8,3 +8,8 @@ extern "C" __global__ void __launch_bounds__(fm3::kForwardThreads, 1)
     fm3_fwd_d128_bf16(const __grid_constant__ fm3::ForwardParams p) {
     fm3::forward<__nv_bfloat16>(p);
 }
+
+extern "C" __global__ void __launch_bounds__(fm3::kForwardThreads, 1)
+    fm3_fwd_d128_timed_bf16(const __grid_constant__ fm3::ForwardParams p) {
+    fm3::forward<__nv_bfloat16, true>(p);
+}

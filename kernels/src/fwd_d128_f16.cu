@@ -8,3 +8,8 @@ extern "C" __global__ void __launch_bounds__(fm3::kForwardThreads, 1)
     fm3_fwd_d128_f16(const __grid_constant__ fm3::ForwardParams p) {
     fm3::forward<__half>(p);
 }
+
+extern "C" __global__ void __launch_bounds__(fm3::kForwardThreads, 1)
+    fm3_fwd_d128_timed_f16(const __grid_constant__ fm3::ForwardParams p) {
+    fm3::forward<__half, true>(p);
+}

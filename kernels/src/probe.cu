@@ -61,6 +61,15 @@ extern "C" __global__ void fm3_probe_echo(const __grid_constant__ fm3::ProbeEcho
     }
 }
 
+extern "C" __global__ void fm3_probe_clock(const __grid_constant__ fm3::ProbeClockParams p) {
+    for (uint64_t round = 1; round <= p.rounds; ++round) {
+        if (!fm3::reached(p.word, round, p.deadline_ns)) {
+            return;
+        }
+        fm3::store_release_system(fm3::words_at(p.replies) + round - 1, fm3::global_nanoseconds());
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(512) fm3_probe_check(const __grid_constant__ fm3::ProbeCheckParams p) {
     uint64_t* const found = fm3::words_at(p.found);
     __shared__ bool there;

@@ -31,6 +31,16 @@ pub trait Enqueue {
     /// # Errors
     /// [`Error::Compute`]; nothing may have been queued then.
     fn forward(&mut self, plan: &RankPlan, ready: &ReadyWords) -> Result<(), Error>;
+
+    /// So many batches of pushes are queued: called with 0 before the first, for those who take times on
+    /// [`Session::push_stream`](crate::Session::push_stream).
+    ///
+    /// # Errors
+    /// [`Error::Compute`].
+    fn pushed(&mut self, batches: usize) -> Result<(), Error> {
+        _ = batches;
+        Ok(())
+    }
 }
 
 /// Where remote keys will be and what says that they are there.

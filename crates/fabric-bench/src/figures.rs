@@ -10,6 +10,9 @@ use symm_buffer::nvshmem::cudarc::driver::sys::CUdevice_attribute;
 use crate::rank::Rank;
 use crate::{Args, plot};
 
+/// Said of figures that are taken on one GPU: they are no figures of a link, and no goal for one is compared with them.
+pub(crate) const NO_LINK: &str = "both ranks share one GPU: no link is measured";
+
 /// One line.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Figure {
@@ -34,6 +37,8 @@ pub(crate) struct Figures {
     device: String,
     gpus: usize,
     ranks: u32,
+    /// Rates are then of copies inside that GPU, and waits for the other rank are of the driver's turns.
+    shares_gpu: bool,
     driver: String,
     nvshmem: String,
     lines: Vec<Figure>,
@@ -52,6 +57,7 @@ impl Figures {
             device: format!("{}, {} MHz at most", context.name()?, clock / 1000),
             gpus,
             ranks: args.ranks,
+            shares_gpu: rank.shares_gpu()?,
             driver: crate::raw::driver_version()?,
             nvshmem: nvshmem.version().to_string(),
             lines: Vec::new(),
@@ -82,8 +88,15 @@ impl Figures {
             "\n{}; {} GPU(s), {} processes; driver {}, NVSHMEM {}. Microseconds: median (least .. most).",
             self.device, self.gpus, self.ranks, self.driver, self.nvshmem
         );
+        if self.shares_gpu {
+            println!(
+                "*** {NO_LINK}. ***\nRates are of copies inside it; what waits for the other rank waits for its turn on \
+                 the GPU. Nothing here is to be compared with goals."
+            );
+        }
         let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN).set_header(["what", "bytes", "us", "GB/s each way"]);
+        let rate = if self.shares_gpu { "GB/s inside one GPU" } else { "GB/s each way" };
+        table.load_style(presets::ASCII_MARKDOWN).set_header(["what", "bytes", "us", rate]);
         for line in &self.lines {
             let [median, least, most] = line.micros;
             let rate = line.rate().map_or_else(String::new, |rate| format!("{rate:.1}"));
@@ -96,7 +109,9 @@ impl Figures {
             fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
         }
         if let Some(file) = &args.svg {
-            fs::write(file, plot::svg(&self.lines))
+            let loud = if self.shares_gpu { format!("; {NO_LINK}") } else { String::new() };
+            let title = format!("{rate}, by message size{loud}");
+            fs::write(file, plot::svg(&title, &self.lines))
                 .with_context(|| format!("cannot write {}", file.display()))?;
         }
         Ok(())

@@ -12,7 +12,7 @@ const COLORS: [&str; 8] =
     ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f"];
 
 /// The drawing of all lines that have several sizes.
-pub(crate) fn svg(lines: &[Figure]) -> String {
+pub(crate) fn svg(title: &str, lines: &[Figure]) -> String {
     let mut series: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
     for line in lines {
         if let Some(rate) = line.rate() {
@@ -32,7 +32,7 @@ pub(crate) fn svg(lines: &[Figure]) -> String {
     );
     // A string takes whatever is written.
     let mut draw = |part: std::fmt::Arguments<'_>| _ = writeln!(text, "{part}");
-    draw(format_args!("<text x=\"{LEFT}\" y=\"14\">GB/s each way, by message size</text>"));
+    draw(format_args!("<text x=\"{LEFT}\" y=\"14\">{title}</text>"));
     for step in 0..=4_u8 {
         let rate = top * f64::from(step) / 4.0;
         let at = y(rate);
@@ -81,13 +81,14 @@ mod tests {
             line("get", 1 << 20, 9.0),
             line("call", 0, 3.0),
         ];
-        let text = svg(&lines);
+        let text = svg("GB/s", &lines);
+        assert!(text.contains(">GB/s</text>"));
         assert_eq!(text.matches("<polyline").count(), 1);
         let points = text.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
         for number in points.split([' ', ',']) {
             let number: f64 = number.parse().unwrap();
             assert!((0.0..=WIDTH).contains(&number), "{points}");
         }
-        assert!(svg(&[]).ends_with("</svg>\n"));
+        assert!(svg("", &[]).ends_with("</svg>\n"));
     }
 }

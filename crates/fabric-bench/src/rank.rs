@@ -7,7 +7,9 @@ use symm_buffer::nvshmem::cudarc::driver::CudaContext;
 use symm_buffer::nvshmem::cudarc::driver::sys::CUevent_flags;
 use symm_buffer::nvshmem::{NvshmemConfig, NvshmemFabric, NvshmemStream, NvshmemWorld, Ordinal};
 use symm_buffer::rendezvous::{Place, Seat, Terms, Token};
-use symm_buffer::{Bytes, Epoch, Fabric, Label, Pe, Post, Put, RegionId, SignalId, Step, Use, Wait, World};
+use symm_buffer::{
+    Bytes, Epoch, Fabric, Label, Note, Pe, Post, Put, RegionId, SignalId, Step, Use, Wait, World,
+};
 
 use crate::figures::Figures;
 use crate::{Args, cases};
@@ -86,6 +88,15 @@ impl Rank {
         Pe(1 - self.me().0.min(1))
     }
 
+    /// Whether the two that measure are on one GPU. Collective.
+    pub(crate) fn shares_gpu(&self) -> anyhow::Result<bool> {
+        // The number of a GPU is each process's own; its UUID is not.
+        let uuid = self.fabric.context().uuid()?.bytes.map(i8::cast_unsigned);
+        let mine: [u64; 2] = bytemuck::cast(uuid);
+        let all = self.told([mine[0], mine[1], 0, 0, 0, 0])?;
+        Ok(all[0] == all[1])
+    }
+
     pub(crate) fn measures(&self, ways: Ways) -> bool {
         self.me() == Pe(0) || (ways == Ways::Both && self.me() == Pe(1))
     }
@@ -133,16 +144,19 @@ impl Rank {
 
     /// The largest of all ranks' numbers.
     pub(crate) fn slowest(&self, mine: f64) -> anyhow::Result<f64> {
+        let notes = self.told([mine.to_bits(), 0, 0, 0, 0, 0])?;
+        Ok(notes.iter().map(|note| f64::from_bits(note[0])).fold(mine, f64::max))
+    }
+
+    /// What each rank tells.
+    fn told(&self, mine: Note) -> anyhow::Result<Vec<Note>> {
         let number = self.notes.get();
         self.notes.set(number + 1);
-        self.fabric.publish(number, [mine.to_bits(), 0, 0, 0, 0, 0]);
+        self.fabric.publish(number, mine);
         self.fabric.barrier(PATIENCE)?;
-        let mut most = mine;
-        for pe in self.fabric.world().ranks() {
-            let note = self.fabric.published(pe, number)?.context("a rank told nothing")?;
-            most = most.max(f64::from_bits(note[0]));
-        }
+        let note = |pe| self.fabric.published(pe, number)?.context("a rank told nothing");
+        let notes = self.fabric.world().ranks().map(note).collect::<anyhow::Result<_>>()?;
         self.fabric.barrier(PATIENCE)?;
-        Ok(most)
+        Ok(notes)
     }
 }

@@ -9,7 +9,7 @@ use symm_buffer::{Bytes, World};
 
 use crate::Error;
 
-/// Settings of a group; every rank must join with the same ones.
+/// Settings of a group; every rank must join with the same ones, but for `measure`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Budget of each wait for another rank. Default 30 s; environment `FM_CP_DEADLINE_MS`.
@@ -23,6 +23,10 @@ pub struct Config {
     /// refused before anything is allocated ([`Prepared::symmetric_bytes`](crate::Prepared::symmetric_bytes) says what it
     /// needs). Default: as much as there is; environment `FM_CP_SYMMETRIC_BYTES`.
     pub symmetric_bytes: Option<Bytes>,
+    /// Enqueued calls take times: [`CallReport::device`](crate::CallReport::device). It costs each call an allocation and
+    /// a few events, about 10 us of the calling thread, and the device nothing but a few atomics where a block waits.
+    /// Default off; environment `FM_CP_MEASURE` = `0` or `1`.
+    pub measure: bool,
     /// Numbers that the planner's heuristic works with.
     pub tunables: Tunables,
 }
@@ -30,7 +34,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let Settings { deadline, overlap, sync_each_stage, symmetric_bytes } = Settings::default();
-        Self { deadline, overlap, sync_each_stage, symmetric_bytes, tunables: Tunables::default() }
+        let (measure, tunables) = (false, Tunables::default());
+        Self { deadline, overlap, sync_each_stage, symmetric_bytes, measure, tunables }
     }
 }
 
@@ -71,13 +76,10 @@ impl Config {
         })? {
             config.overlap = overlap;
         }
-        if let Some(sync) = parse(&lookup, "FM_CP_SYNC_STAGES", "0 or 1", |text| match text {
-            "0" => Some(false),
-            "1" => Some(true),
-            _ => None,
-        })? {
-            config.sync_each_stage = sync;
-        }
+        let switch =
+            |name| parse(&lookup, name, "0 or 1", |text| ["0", "1"].iter().position(|word| *word == text));
+        config.sync_each_stage = switch("FM_CP_SYNC_STAGES")? == Some(1);
+        config.measure = switch("FM_CP_MEASURE")? == Some(1);
         config.symmetric_bytes =
             parse(&lookup, "FM_CP_SYMMETRIC_BYTES", "a positive number of bytes", |text| {
                 text.parse::<usize>().ok().filter(|bytes| *bytes > 0).map(Bytes)
@@ -129,11 +131,14 @@ mod tests {
         assert_eq!(set("FM_CP_DEADLINE_MS", "1500").unwrap().deadline, Duration::from_millis(1500));
         assert_eq!(set("FM_CP_OVERLAP", "off").unwrap().overlap, Overlap::Off);
         assert!(set("FM_CP_SYNC_STAGES", "1").unwrap().sync_each_stage);
+        assert!(!set("FM_CP_SYNC_STAGES", "0").unwrap().sync_each_stage);
+        assert!(set("FM_CP_MEASURE", "1").unwrap().measure);
         assert_eq!(set("FM_CP_SYMMETRIC_BYTES", "4096").unwrap().symmetric_bytes, Some(Bytes(4096)));
         for (name, value) in [
             ("FM_CP_DEADLINE_MS", "0"),
             ("FM_CP_OVERLAP", "yes"),
             ("FM_CP_SYNC_STAGES", "x"),
+            ("FM_CP_MEASURE", "yes"),
             ("FM_CP_SYMMETRIC_BYTES", "1G"),
         ] {
             let text = set(name, value).unwrap_err().to_string();

@@ -106,7 +106,7 @@ impl CpGroup {
         attention: Option<Attention>,
     ) -> Result<Self, Error> {
         agree(&fabric, &config)?;
-        let device = DeviceGroup::new(fabric, config.settings(), attention)?;
+        let device = DeviceGroup::new(fabric, config.settings(), (attention, config.measure))?;
         Ok(Self { backend: Backend::Device(device), config })
     }
 
@@ -120,9 +120,20 @@ impl CpGroup {
         on_fabric!(self, fabric => fabric.world())
     }
 
-    /// The settings that all ranks agreed on.
+    /// The settings. All ranks have agreed on them, but on [`Config::measure`].
     pub const fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether later enqueued calls of this rank take times, as [`Config::measure`] says of all. The other ranks need not
+    /// know. Calls that wait always tell what they cost.
+    pub const fn measure(&mut self, measure: bool) {
+        self.config.measure = measure;
+        match &mut self.backend {
+            Backend::Host(_) => {}
+            #[cfg(feature = "nvshmem")]
+            Backend::Device(device) => device.measure = measure,
+        }
     }
 
     /// Plans calls with the *global* `mask` (rows and columns in sequence order): folds it to this rank's rows, finds

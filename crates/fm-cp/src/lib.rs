@@ -20,7 +20,9 @@ pub mod whole;
 
 pub use attention::{BackwardInputs, CpAttention, ForwardInputs, ForwardOutputs, Gradients, Options};
 pub use config::{Config, launch};
-pub use cp_overlap::exec::{Blocked, CallReport, Overlap, PassKind, Queued};
+pub use cp_overlap::exec::{
+    Blocked, CallReport, ClockSpan, DeviceTimes, Overlap, PassKind, PushSpan, Queued, WaitSpan,
+};
 pub use cp_overlap::sharding::{Sharding, ShardingKind};
 pub use cp_overlap::{Tunables, tensors};
 #[cfg(feature = "nvshmem")]

@@ -2,13 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 mod gpu_common;
 
+use std::time::Duration;
+
 use fm3_kernels::cuda::{
-    CudaError, DeviceView, DeviceViewMut, ForwardCall, ForwardOptions, Keys, Lengths, LseMut, PreparedMask,
-    Workspace,
+    CudaError, DeviceView, DeviceViewMut, ForwardCall, ForwardOptions, KernelSource, Keys, Lengths, LseMut,
+    PreparedMask, Probes, Workspace,
 };
 use fm3_kernels::mask::{KeySegments, MaskDims};
 use fm3_kernels::view::{Extents, Strides};
 use fm3_kernels::{Dims, Error, FlashMask};
+use gpu_common::device::special_folder;
 use gpu_common::keys::{Buffers, Waits, run};
 use gpu_common::{Case, Gpu, Suite, check, masks};
 use half::{bf16, f16};
@@ -183,4 +186,22 @@ fn views(gpu: &Gpu, e: Extents) {
     assert!(DeviceView::strided(&data, stream, one, odd).is_ok());
     let empty = DeviceView::bshd(&data, stream, Extents { seq: 0, ..e }).unwrap_err();
     assert!(matches!(empty, Error::ZeroDim { .. }), "{empty}");
+}
+
+#[test]
+fn clocks_of_host_and_device_go_at_one_rate() {
+    let Some(gpu) = Gpu::new() else { return };
+    let stream = gpu.context().new_stream().unwrap();
+    let source = special_folder().map_or(KernelSource::Search, KernelSource::Folder);
+    let probes = Probes::load(gpu.context(), &source).unwrap();
+    let [first, second] = [0, 100].map(|millis| {
+        std::thread::sleep(Duration::from_millis(millis));
+        probes.read_clock(&stream).unwrap()
+    });
+    let host = Duration::from_nanos(second.host_ns - first.host_ns);
+    let device = Duration::from_nanos(second.device_ns - first.device_ns);
+    // Crystals are off by 100 millionths at most.
+    let bound = first.error + second.error + Duration::from_micros(50);
+    let near = host.abs_diff(device) <= bound;
+    assert!(near && host >= Duration::from_millis(90), "{first:?}, {second:?}");
 }

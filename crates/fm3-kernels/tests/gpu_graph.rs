@@ -34,7 +34,7 @@ fn twenty_replays_with_new_inputs_and_no_capture_of_waits() {
     gpu.stream.begin_capture(CAPTURE).unwrap();
     let captured = buffers.launch(&gpu, &first, &mask, &mut workspace, Waits::default());
     let wait = Some(Wait { base: 0, heads_per_piece: 1, deadline: None });
-    let refused = buffers.launch(&gpu, &first, &mask, &mut workspace, Waits { wait, abort: None });
+    let refused = buffers.launch(&gpu, &first, &mask, &mut workspace, Waits { wait, ..Waits::default() });
     let graph = gpu.stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
     captured.unwrap();
     assert_eq!(refused, Err(Error::from(CudaError::Capture { call: "Attention::forward" })));

@@ -6,7 +6,7 @@ mod gpu_common;
 use std::time::Duration;
 
 use fm3_kernels::cuda::cudarc::driver::{CudaSlice, DevicePtr, result, sys};
-use fm3_kernels::cuda::{AbortWord, PreparedMask, Wait, Workspace};
+use fm3_kernels::cuda::{AbortWord, ForwardTimes, ForwardTook, PieceCounts, PreparedMask, Wait, Workspace};
 use fm3_kernels::mask::MaskDims;
 use fm3_kernels::{Dims, FlashMask};
 use gpu_common::case::{Outputs, Segmented, Tensors};
@@ -56,6 +56,7 @@ struct Signalled {
     buffers: Buffers<bf16>,
     words: Words,
     workspace: Workspace,
+    times: Option<ForwardTimes>,
 }
 
 /// 3 segments; 4 KV heads in pieces of 2: piece 0 is there at base + 1, piece 1 at base + 2.
@@ -76,14 +77,25 @@ impl Signalled {
         with_signals(&mut buffers, |index| words.signal(index));
         let workspace = Workspace::new(&gpu.stream).unwrap();
         gpu.stream.synchronize().unwrap();
-        Some(Self { gpu, case, tensors, mask, buffers, words, workspace })
+        Some(Self { gpu, case, tensors, mask, buffers, words, workspace, times: None })
     }
 
     fn launch(&mut self, deadline: Option<Duration>, abort: Option<&AbortWord>) {
         let wait = Some(Wait { base: BASE, heads_per_piece: 2, deadline });
-        let waits = Waits { wait, abort };
-        let Self { gpu, case, mask, buffers, workspace, .. } = self;
+        let Self { gpu, case, mask, buffers, workspace, times, .. } = self;
+        let waits = Waits { wait, abort, times: times.as_ref() };
         buffers.launch(gpu, case, mask, workspace, waits).unwrap();
+    }
+
+    /// The next launch is timed.
+    fn time(&mut self) {
+        let of = PieceCounts { segments: 3, pieces: 2 };
+        self.times = Some(ForwardTimes::new(&self.gpu.stream, of).unwrap());
+    }
+
+    fn took(&self) -> Option<ForwardTook> {
+        let beside = self.gpu.context().new_stream().unwrap();
+        self.times.as_ref().and_then(|times| times.read(&beside).unwrap())
     }
 
     fn outputs(&self) -> Result<Outputs<bf16>, String> {
@@ -105,8 +117,13 @@ fn signals_that_are_there_are_not_waited_for() {
     let Some(mut problem) = Signalled::new(BASE + PIECES) else { return };
     let mut suite = Suite::new("signals set before");
     suite.case(&problem.case.clone(), || {
+        problem.time();
         problem.launch(Some(Duration::from_secs(5)), None);
         problem.check()?;
+        let took = problem.took().ok_or("no times")?;
+        if !took.waits.is_empty() || took.launch.duration().is_zero() {
+            return Err(format!("{took:?}"));
+        }
         match problem.workspace.wait_report().unwrap() {
             None => Ok(()),
             Some(report) => Err(report.to_string()),
@@ -129,6 +146,7 @@ fn keys_that_come_late_are_waited_for() {
     }
     stream.synchronize().unwrap();
     suite.case(&problem.case.clone(), || {
+        problem.time();
         problem.launch(Some(Duration::from_secs(20)), None);
         std::thread::sleep(Duration::from_millis(20));
         let KeyBuffers::Segments { pools, .. } = &problem.buffers.kv else { unreachable!() };
@@ -145,8 +163,22 @@ fn keys_that_come_late_are_waited_for() {
                 std::thread::sleep(Duration::from_millis(3));
             }
         }
-        problem.check()
+        problem.check()?;
+        check_late(&problem.took().ok_or("no times")?)
     });
+}
+
+/// All blocks come to segment 0 first, whose first piece comes after 20 ms.
+fn check_late(took: &ForwardTook) -> Result<(), String> {
+    let launch = took.launch;
+    let first = took.waits.iter().find(|wait| (wait.segment, wait.piece) == (0, 0));
+    let long = first.is_some_and(|wait| wait.longest >= Duration::from_millis(10));
+    let sound = took.waits.iter().all(|wait| {
+        let inside = launch.begin <= wait.span.begin && wait.span.end <= launch.end;
+        let most = wait.longest * u32::try_from(wait.blocks).unwrap();
+        inside && wait.longest <= wait.span.duration() && wait.longest <= wait.sum && wait.sum <= most
+    });
+    if long && sound { Ok(()) } else { Err(format!("{took:?}")) }
 }
 
 /// The address alone: nothing is ordered or recorded.

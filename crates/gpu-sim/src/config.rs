@@ -42,6 +42,13 @@ pub(crate) fn symmetric_size() -> usize {
     bytes("NVSHMEM_SYMMETRIC_SIZE").unwrap_or(1 << 30)
 }
 
+/// Whether NVSHMEM has a proxy thread, as on a machine with network adapters (no, if `NVSHMEM_REMOTE_TRANSPORT` is `none`
+/// and `NVSHMEM_DISABLE_LOCAL_ONLY_PROXY` is 1).
+pub(crate) fn has_proxy() -> bool {
+    let is_local = variable("NVSHMEM_REMOTE_TRANSPORT").is_some_and(|name| name == "none");
+    !is_local || number("NVSHMEM_DISABLE_LOCAL_ONLY_PROXY") != Some(1)
+}
+
 fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
     variable(name)?.trim().parse().ok()
 }

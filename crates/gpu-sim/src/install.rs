@@ -4,12 +4,14 @@
 //! A process has `CUDA_DEVICE_MAX_CONNECTIONS` of them (default 8, 1 to 32); streams take them in turn, in the order in
 //! which they are made. What blocks at the head of one blocks all streams that share it.
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-
-use tempfile::TempDir;
 
 /// The file that cargo makes of this crate.
 const LIBRARY: &str = "libgpu_sim.so";
+
+/// The folder, beside that file: it stays, and the next test finds it as it must be.
+const FOLDER: &str = "simulated-driver";
 
 /// Names under which cudarc and nvshmem-sys look for the real libraries.
 const NAMES: [&str; 3] = ["libcuda.so", "libcuda.so.1", "libnvshmem_host.so.3"];
@@ -27,8 +29,8 @@ pub enum Error {
         /// Files that were looked for.
         searched: Vec<PathBuf>,
     },
-    /// The temporary folder could not be made.
-    #[error("install: cannot make {} ({reason}); look at the folder for temporary files", .file.display())]
+    /// The folder could not be made.
+    #[error("install: cannot make {} ({reason}); look at cargo's target folder", .file.display())]
     Link {
         /// The folder or link.
         file: PathBuf,
@@ -37,20 +39,21 @@ pub enum Error {
     },
 }
 
-/// The folder; it goes when this is dropped.
+/// The folder.
 #[derive(Debug)]
 pub struct Installed {
-    folder: TempDir,
+    folder: PathBuf,
 }
 
 impl Installed {
     /// To be the `LD_LIBRARY_PATH` of child processes.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 }
 
-/// Finds the simulator beside the running program, or in a folder above it, and links it under the real names.
+/// Finds the simulator beside the running program, or in a folder above it, and links it under the real names, in a
+/// folder beside it that all tests share.
 ///
 /// # Errors
 /// [`Error::NotFound`] when cargo did not build it, [`Error::Program`], [`Error::Link`].
@@ -60,13 +63,24 @@ pub fn install() -> Result<Installed, Error> {
     let Some(library) = files.iter().find(|file| file.is_file()) else {
         return Err(Error::NotFound { searched: files });
     };
-    let folder = TempDir::with_prefix("gpu-sim-")
-        .map_err(|reason| Error::Link { file: std::env::temp_dir(), reason })?;
+    let folder = library.with_file_name(FOLDER);
+    std::fs::create_dir_all(&folder).map_err(|reason| Error::Link { file: folder.clone(), reason })?;
     for name in NAMES {
-        let file = folder.path().join(name);
-        std::os::unix::fs::symlink(library, &file).map_err(|reason| Error::Link { file, reason })?;
+        let file = folder.join(name);
+        link(&file).map_err(|reason| Error::Link { file, reason })?;
     }
     Ok(Installed { folder })
+}
+
+/// Makes `file` a link to the library, unless it is one.
+fn link(file: &Path) -> io::Result<()> {
+    let library = Path::new("..").join(LIBRARY);
+    match symlink(&library, file) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if std::fs::read_link(file)? == library { Ok(()) } else { Err(error) }
+        }
+        made => made,
+    }
 }
 
 /// Beside the program (tests), then in `deps` of the folders above (examples, programs): cargo refreshes the file in
@@ -93,6 +107,23 @@ mod tests {
         let (deps, above) = (place("/t/debug/deps/libgpu_sim.so"), place("/t/debug/libgpu_sim.so"));
         assert!(deps.is_some() && deps < above);
         assert_eq!(candidates(Path::new("/t/debug/deps/a"))[0], Path::new("/t/debug/deps/libgpu_sim.so"));
+    }
+
+    #[test]
+    fn the_folder_is_made_once_and_nothing_else_in_it_is_touched() {
+        let [first, second] = [install().unwrap(), install().unwrap()];
+        assert_eq!(first.folder(), second.folder());
+        let library = first.folder().with_file_name(LIBRARY).canonicalize().unwrap();
+        for name in NAMES {
+            assert_eq!(first.folder().join(name).canonicalize().unwrap(), library);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(NAMES[0]);
+        std::fs::write(&file, "something else").unwrap();
+        assert_eq!(link(&file).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        std::fs::remove_file(&file).unwrap();
+        symlink("elsewhere", &file).unwrap();
+        assert_eq!(link(&file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]

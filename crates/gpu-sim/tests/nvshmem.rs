@@ -18,6 +18,8 @@ use nvshmem_sys::result::stream::{Completion, Signal, Transfer};
 use nvshmem_sys::result::{stream as on, team};
 use nvshmem_sys::{Error, Nvshmem, Search, Seat, Session, Status, UniqueId};
 
+const DISABLE: &str = "NVSHMEM_DISABLE_LOCAL_ONLY_PROXY";
+
 /// What a child was told: its case, where the id lies, its seat.
 struct Rank {
     nvshmem: Nvshmem,
@@ -31,11 +33,16 @@ fn child() {
     let words = common::words();
     let number = |at: usize| words[at].parse().unwrap();
     let nvshmem = nvshmem_sys::load(&Search::system()).unwrap();
+    if words[0] != "proxy" {
+        // SAFETY: of the other threads, of the test harness, none uses the environment but through std.
+        unsafe { nvshmem.without_proxy() };
+    }
     let rank = Rank { nvshmem, folder: words[1].clone(), seat: Seat { pe: number(2), world: number(3) } };
     match words[0].as_str() {
         "ring" => ring(&rank),
         "again" => again(&rank),
         "seat" => drop(rank.start("id")),
+        "proxy" | "no-proxy" => leave(&rank),
         "on-stream" => on_stream(&rank),
         "teams" => teams(&rank),
         "one-gpu" => one_gpu(&rank),
@@ -186,6 +193,37 @@ fn two_ranks_of_one_number_and_worlds_that_differ_end_all_processes() {
         assert!(ends.iter().any(|end| end.text.contains(why)), "{}", ends[1].text);
         assert!(begin.elapsed() < Duration::from_secs(10));
     }
+}
+
+/// As the real library's thread reads memory that the driver's exit handlers unmap.
+#[test]
+fn whoever_exits_without_finalize_dies_unless_there_is_no_proxy() {
+    let size = ("NVSHMEM_SYMMETRIC_SIZE", "1M");
+    let end = |case: &str, variables: &[_]| {
+        let (_folder, mut processes) = world(case, &[(0, 1)], variables);
+        processes.remove(0).end()
+    };
+    // By default; and when a user wants the thread, or a transport that brings it.
+    let wanted =
+        [("proxy", None), ("no-proxy", Some(DISABLE)), ("no-proxy", Some("NVSHMEM_REMOTE_TRANSPORT"))];
+    for (case, name) in wanted {
+        let variables: Vec<_> = name.map(|name| (name, "0")).into_iter().chain([size]).collect();
+        let end = end(case, &variables);
+        assert!(!end.status.success() && end.text.contains("while the proxy thread runs"), "{}", end.text);
+    }
+    let ends = [
+        end("no-proxy", &[size]),
+        end("proxy", &[size, (DISABLE, "1"), ("NVSHMEM_REMOTE_TRANSPORT", "none")]),
+    ];
+    for end in ends {
+        assert!(end.status.success(), "{}", end.text);
+    }
+}
+
+fn leave(rank: &Rank) {
+    let _context = CudaContext::new(0).unwrap();
+    // A session that is dropped is not ended.
+    _ = rank.start("id");
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! The forward kernel: `kernels/include/fm3/attn/{schedule,producer,consumer}.cuh`.
 use std::f32::consts::LN_2;
+use std::mem::offset_of;
+use std::sync::atomic::Ordering;
 
 use fm3_kernels::Element;
-use fm3_kernels::params::{ForwardParams, KeySegment};
+use fm3_kernels::params::{ForwardParams, KeySegment, WaitTimes};
 
 use crate::blocks::{Block, Claims, Shape};
 use crate::mask::ColumnBands;
-use crate::memory::Array;
-use crate::signal::{Awaited, Limits};
+use crate::memory::{Array, word64};
+use crate::signal::{Awaited, Limits, global_nanoseconds};
 use crate::tensor::Rows;
 use crate::tile::{HEAD_DIM, Matrix, TILE, add_product, tile};
 
@@ -17,9 +19,15 @@ pub(crate) const SIMPLE: u32 = 1;
 
 /// Tiles of all blocks.
 pub(crate) fn forward<T: Element>(p: &ForwardParams, shape: Shape) {
+    timed_forward::<T>(&ForwardParams { times: 0, ..*p }, shape);
+}
+
+/// The same; what it waits for goes to the table of times.
+pub(crate) fn timed_forward<T: Element>(p: &ForwardParams, shape: Shape) {
     let claims = Claims { tiles: p.tiles, words: p.claims, in_order: false };
     claims.run(shape, |block, index| {
         let place = Place::of(p, index as usize);
+        let begin = global_nanoseconds();
         let mut rows = QueryRows::new();
         // From here on nothing is loaded, in this tile and in those to come.
         block.poisoned |= limits(p).stopped();
@@ -27,6 +35,11 @@ pub(crate) fn forward<T: Element>(p: &ForwardParams, shape: Shape) {
             attend::<T>(p, &place, block, &mut rows);
         }
         write::<T>(p, &place, rows, block.poisoned);
+        if p.times != 0 {
+            record_span(p.times, begin, global_nanoseconds());
+            let blocks = p.times + offset_of!(WaitTimes, blocks) as u64;
+            word64(blocks).fetch_max(u64::from(block.index) + 1, Ordering::Relaxed);
+        }
     });
 }
 
@@ -134,7 +147,32 @@ fn enter(p: &ForwardParams, place: &Place, block: &Block, segment: u32) -> bool 
     let KeySegment { signal, .. } = Array::at(p.segments).get(segment as usize);
     let head = u32::try_from(place.head).unwrap_or(u32::MAX) / p.group;
     let wanted = p.signal_base + u64::from(head / p.heads_per_piece) + 1;
-    signal == 0 || limits(p).await_signal(signal, Awaited { segment, head, wanted, block: block.index })
+    if signal == 0 {
+        return true;
+    }
+    let awaited = Awaited { segment, head, wanted, block: block.index };
+    let Some(waited_ns) = limits(p).await_signal(signal, awaited) else { return false };
+    if p.times != 0 && waited_ns != 0 {
+        let piece = u64::from(segment) * u64::from(p.pieces) + u64::from(head / p.heads_per_piece);
+        record_wait(p.times + (1 + piece) * size_of::<WaitTimes>() as u64, waited_ns);
+    }
+    true
+}
+
+/// Adds to a [`WaitTimes`] as all blocks do.
+fn record_wait(record: u64, waited_ns: u64) {
+    let now = global_nanoseconds();
+    record_span(record, now - waited_ns, now);
+    let word = |offset: usize| word64(record + offset as u64);
+    word(offset_of!(WaitTimes, sum_ns)).fetch_add(waited_ns, Ordering::Relaxed);
+    word(offset_of!(WaitTimes, longest_ns)).fetch_max(waited_ns, Ordering::Relaxed);
+    word(offset_of!(WaitTimes, blocks)).fetch_add(1, Ordering::Relaxed);
+}
+
+fn record_span(record: u64, begin: u64, end: u64) {
+    let word = |offset: usize| word64(record + offset as u64);
+    word(offset_of!(WaitTimes, begin_inverted)).fetch_max(!begin, Ordering::Relaxed);
+    word(offset_of!(WaitTimes, end)).fetch_max(end, Ordering::Relaxed);
 }
 
 fn load_keys<T: Element>(p: &ForwardParams, place: &Place, key_place: u32, to: [&mut Vec<f32>; 2]) {

@@ -2,9 +2,9 @@
 use fm3_kernels::params::{self, ABI_HASH};
 use half::{bf16, f16};
 
-use crate::backward::{Form, finish, finish_part, gradients, order, prepare};
+use crate::backward::{Form, finish, finish_part, gradients, order, prepare, sum_parts};
 use crate::blocks::Shape;
-use crate::forward::forward;
+use crate::forward::{forward, timed_forward};
 use crate::mask;
 use crate::probe;
 
@@ -48,7 +48,9 @@ pub(crate) static KERNELS: &[Kernel] = kernels! {
     "fm3_mask_lists": MaskListsParams, 128 x 0 => mask::lists;
     "fm3_mask_rank": MaskRankParams, 1024 x 0 => mask::rank;
     "fm3_fwd_d128_bf16": ForwardParams, 384 x SHARED => forward::<bf16>;
+    "fm3_fwd_d128_timed_bf16": ForwardParams, 384 x SHARED => timed_forward::<bf16>;
     "fm3_fwd_d128_f16": ForwardParams, 384 x SHARED => forward::<f16>;
+    "fm3_fwd_d128_timed_f16": ForwardParams, 384 x SHARED => timed_forward::<f16>;
     "fm3_bwd_prepare_bf16": BackwardPrepareParams, 256 x 0 => prepare::<bf16>;
     "fm3_bwd_d128_bf16": BackwardParams, 384 x SHARED => |p, shape| gradients::<bf16>(p, shape, Form::PLAIN);
     "fm3_bwd_finish_bf16": BackwardFinishParams, 256 x 0 => finish::<bf16>;
@@ -59,6 +61,9 @@ pub(crate) static KERNELS: &[Kernel] = kernels! {
         => |p, shape| gradients::<bf16>(p, shape, Form::ORDERED_SLOTS);
     "fm3_bwd_order_bf16": BackwardOrderParams, 1024 x 0 => order;
     "fm3_bwd_finish_part_bf16": BackwardFinishParams, 256 x 0 => finish_part::<bf16>;
+    "fm3_bwd_d128_split_bf16": BackwardParams, 384 x SHARED => |p, shape| gradients::<bf16>(p, shape, Form::SPLIT);
+    "fm3_bwd_sum_bf16": BackwardSumParams, 256 x 0 => sum_parts::<bf16>;
+    "fm3_bwd_sum_f32_bf16": BackwardSumParams, 256 x 0 => sum_parts::<f32>;
     "fm3_bwd_prepare_f16": BackwardPrepareParams, 256 x 0 => prepare::<f16>;
     "fm3_bwd_d128_f16": BackwardParams, 384 x SHARED => |p, shape| gradients::<f16>(p, shape, Form::PLAIN);
     "fm3_bwd_finish_f16": BackwardFinishParams, 256 x 0 => finish::<f16>;
@@ -69,10 +74,14 @@ pub(crate) static KERNELS: &[Kernel] = kernels! {
         => |p, shape| gradients::<f16>(p, shape, Form::ORDERED_SLOTS);
     "fm3_bwd_order_f16": BackwardOrderParams, 1024 x 0 => order;
     "fm3_bwd_finish_part_f16": BackwardFinishParams, 256 x 0 => finish_part::<f16>;
+    "fm3_bwd_d128_split_f16": BackwardParams, 384 x SHARED => |p, shape| gradients::<f16>(p, shape, Form::SPLIT);
+    "fm3_bwd_sum_f16": BackwardSumParams, 256 x 0 => sum_parts::<f16>;
+    "fm3_bwd_sum_f32_f16": BackwardSumParams, 256 x 0 => sum_parts::<f32>;
     "fm3_probe_copy": ProbeCopyParams, 512 x 0 => probe::copy;
     "fm3_probe_hold": ProbeHoldParams, 32 x 0 => probe::hold;
     "fm3_probe_echo": ProbeEchoParams, 1 x 0 => probe::echo;
     "fm3_probe_check": ProbeCheckParams, 512 x 0 => probe::check;
+    "fm3_probe_clock": ProbeClockParams, 1 x 0 => probe::clock;
 };
 
 #[cfg(test)]

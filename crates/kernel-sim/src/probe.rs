@@ -2,12 +2,12 @@
 use std::sync::atomic::Ordering;
 
 use fm3_kernels::params::{
-    ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, Source, pattern,
+    ProbeCheckParams, ProbeClockParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, Source, pattern,
 };
 
 use crate::blocks::Shape;
 use crate::memory::{Array, index, word64};
-use crate::signal::spin;
+use crate::signal::{global_nanoseconds, spin};
 
 pub(crate) fn copy(p: &ProbeCopyParams, _shape: Shape) {
     let (src, dst) = (Array::<u8>::at(p.src), Array::<u8>::at(p.dst));
@@ -26,6 +26,15 @@ pub(crate) fn echo(p: &ProbeEchoParams, _shape: Shape) {
             return;
         }
         word64(p.reply).store(p.base + round, Ordering::Release);
+    }
+}
+
+pub(crate) fn clock(p: &ProbeClockParams, _shape: Shape) {
+    for round in 1..=p.rounds {
+        if !reached(p.word, round, p.deadline_ns) {
+            return;
+        }
+        word64(p.replies + 8 * (round - 1)).store(global_nanoseconds(), Ordering::Release);
     }
 }
 

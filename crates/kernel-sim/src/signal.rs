@@ -1,7 +1,7 @@
 //! Waits of kernels: signals, deadlines, the abort word, and the report of a wait that was too long.
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fm3_kernels::params::WaitReport;
 
@@ -45,17 +45,17 @@ impl Limits {
         (self.deadline_ns != 0 && set(self.report)) || set(self.abort)
     }
 
-    /// Waits until the word at `signal` is at least `awaited.wanted`. False: it was not, and the report says so unless
-    /// somebody else's does.
-    pub(crate) fn await_signal(self, signal: u64, awaited: Awaited) -> bool {
+    /// Waits until the word at `signal` is at least `awaited.wanted`; returns for how long, in nanoseconds. None: it was
+    /// not, and the report says so unless somebody else's does.
+    pub(crate) fn await_signal(self, signal: u64, awaited: Awaited) -> Option<u64> {
         let word = word64(signal);
         let load = || word.load(Ordering::Acquire);
         match spin(self.deadline_ns, load, |seen| seen >= awaited.wanted, || self.stopped()) {
-            Ok(()) => true,
-            Err(Unmet::Stopped) => false,
+            Ok(waited_ns) => Some(waited_ns),
+            Err(Unmet::Stopped) => None,
             Err(Unmet::Expired { seen, waited_ns }) => {
                 self.write_report(awaited, seen, waited_ns);
-                false
+                None
             }
         }
     }
@@ -77,24 +77,32 @@ impl Limits {
     }
 }
 
-/// Looks until it is good, time is over (0: never), or somebody stops it.
+/// The device's clock: that of the system, the same for all devices.
+pub(crate) fn global_nanoseconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Looks until it is good, time is over (0: never), or somebody stops it; returns for how long, in nanoseconds, 0 if
+/// one look was enough.
 pub(crate) fn spin<W: Copy + Into<u64>>(
     deadline_ns: u64,
     load: impl Fn() -> W,
     is_good: impl Fn(W) -> bool,
     is_stopped: impl Fn() -> bool,
-) -> Result<(), Unmet> {
-    let mut start = None;
+) -> Result<u64, Unmet> {
+    let mut start: Option<Instant> = None;
     loop {
         let seen = load();
+        let waited = start.map_or(Duration::ZERO, |start| start.elapsed());
+        let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         if is_good(seen) {
-            return Ok(());
+            return Ok(waited_ns);
         }
-        let waited = start.get_or_insert_with(Instant::now).elapsed();
+        start.get_or_insert_with(Instant::now);
         if is_stopped() {
             return Err(Unmet::Stopped);
         }
-        let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         if deadline_ns != 0 && waited_ns > deadline_ns {
             return Err(Unmet::Expired { seen: seen.into(), waited_ns });
         }
@@ -122,7 +130,7 @@ mod tests {
         let mut report = WaitReport::zeroed();
         let to_report = (&raw mut report).expose_provenance() as u64;
         let limits = Limits { report: to_report, abort: address(&abort), deadline_ns: 2_000_000 };
-        assert!(!limits.await_signal(address(&signal), AWAITED) && limits.stopped());
+        assert!(limits.await_signal(address(&signal), AWAITED).is_none() && limits.stopped());
         let got: WaitReport = Array::at(to_report).get(0);
         assert_eq!((got.state, got.segment, got.kv_head, got.cta, got.wanted, got.seen), (2, 3, 1, 9, 7, 6));
         assert!(got.waited_ns >= 2_000_000);
@@ -136,11 +144,11 @@ mod tests {
             thread::sleep(Duration::from_millis(5));
             assert!(!waits.is_finished());
             signal.store(7, Ordering::Release);
-            assert!(waits.join().unwrap());
+            assert!(waits.join().unwrap() > Some(0));
+            assert_eq!(patient.await_signal(address(&signal), AWAITED), Some(0));
         });
         abort.store(1, Ordering::Relaxed);
-        assert!(
-            !patient.await_signal(address(&signal), Awaited { wanted: 8, ..AWAITED }) && patient.stopped()
-        );
+        let stopped = patient.await_signal(address(&signal), Awaited { wanted: 8, ..AWAITED });
+        assert!(stopped.is_none() && patient.stopped());
     }
 }

@@ -5,8 +5,9 @@
 //! out-parameters and codes, still unsafe, a prefix of the C name is a module), and [`Nvshmem`] with [`Session`].
 //! What functions do is said in NVIDIA's [documentation](https://docs.nvidia.com/nvshmem/api/index.html).
 //!
-//! NVSHMEM keeps state per process, so one copy is loaded per process and never unloaded. This crate does not read the
-//! environment: values are passed to [`Search`]. (The library itself reads its own `NVSHMEM_*` variables.)
+//! NVSHMEM keeps state per process, so one copy is loaded per process and never unloaded. This crate takes nothing from
+//! the environment: values are passed to [`Search`]. The library itself reads its own `NVSHMEM_*` variables, and has no
+//! other way to be told some things: [`Nvshmem::without_proxy`] sets two of them.
 //!
 //! ```
 //! use nvshmem_sys::{Search, load};
@@ -18,6 +19,7 @@
 //! ```
 mod error;
 mod loader;
+mod proxy;
 pub mod result;
 mod search;
 mod session;

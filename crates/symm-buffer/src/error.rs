@@ -283,6 +283,18 @@ pub enum Error {
         /// What it must be.
         wanted: &'static str,
     },
+    /// A job's ranks were to form a group, with a wrong list of them.
+    #[error(
+        "{me} asked for a group of the job's ranks, but {pe} {what}; give all its ranks one list with themselves in it"
+    )]
+    NoPart {
+        /// The rank that asked.
+        me: Pe,
+        /// The rank that is wrong.
+        pe: Pe,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// A process of the group is gone.
     #[error(
         "{call}: the process of {peer} has ended, as {me} sees; start the job again from its last checkpoint"

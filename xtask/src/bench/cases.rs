@@ -1,4 +1,5 @@
 //! The tables of both passes: shapes, masks, who is beside us, what we want.
+use fm3_kernels::cuda::BackwardOptions;
 use fm3_kernels::shape::Dims;
 use serde::Serialize;
 
@@ -35,6 +36,8 @@ pub(super) struct Case {
     pub mask: Mask,
     /// Of the backward: dQ is added in one order.
     pub deterministic: bool,
+    /// Of the backward: parts that the query heads of each KV head are in.
+    pub head_parts: Option<usize>,
     pub peer: Option<Rival>,
     /// Less than this is not good enough.
     pub floor: Target,
@@ -54,6 +57,25 @@ pub(super) enum Rival {
     /// Our own backward with dQ in any order.
     #[serde(rename = "any-order")]
     AnyOrder,
+    /// Our own backward with all query heads of a KV head together.
+    #[serde(rename = "whole-heads")]
+    WholeHeads,
+}
+
+impl Rival {
+    /// For rivals that are ourselves: how they differ from a line's calls, and what they are called.
+    pub(super) const fn own(self, line: BackwardOptions) -> Option<(BackwardOptions, &'static str)> {
+        match self {
+            Rival::Cudnn { .. } | Rival::Flex => None,
+            Rival::AnyOrder => Some((
+                BackwardOptions { deterministic: false, ..line },
+                "the same calls with dQ in any order",
+            )),
+            Rival::WholeHeads => {
+                Some((BackwardOptions { head_parts: None, ..line }, "the same calls with whole KV heads"))
+            }
+        }
+    }
 }
 
 /// What a rate must reach; all parts that are given.
@@ -106,6 +128,12 @@ impl std::fmt::Display for Target {
 }
 
 impl Case {
+    /// Of backward calls.
+    pub(super) fn options(&self) -> BackwardOptions {
+        let Self { deterministic, head_parts, .. } = *self;
+        BackwardOptions { deterministic, head_parts, ..BackwardOptions::default() }
+    }
+
     /// The same backward with dQ in one order, and targets for it; a line that is so already stays as it is.
     pub(super) fn in_one_order(self) -> Self {
         if self.deterministic {
@@ -130,6 +158,7 @@ pub(super) fn all(pass: Pass) -> Vec<Case> {
     cases.push(flex);
     if pass == Pass::Backward {
         cases.push(order_against_none());
+        cases.extend(parts_against_whole());
     }
     cases
 }
@@ -187,6 +216,18 @@ fn order_against_none() -> Case {
     Case { deterministic: true, peer: Some(Rival::AnyOrder), floor, ..one }
 }
 
+/// Heads in parts beside whole ones, where KV heads and keys are few: 128, 64 and 32 tiles for 132 multiprocessors.
+fn parts_against_whole() -> Vec<Case> {
+    let lines = [(2048, [64, 8], 4), (8192, [64, 1], 8), (4096, [16, 1], 16)];
+    lines
+        .map(|(seq, heads, parts)| {
+            let name = format!("causal in {parts} parts");
+            let one = case(Pass::Backward, &name, [1, seq, seq], heads, named("causal"));
+            Case { head_parts: Some(parts), peer: Some(Rival::WholeHeads), ..one }
+        })
+        .to_vec()
+}
+
 /// Masks over packed documents; the floors are the original's rates, of both passes.
 fn masked(pass: Pass) -> Vec<Case> {
     let lines = [
@@ -240,6 +281,7 @@ pub(super) fn case(pass: Pass, name: &str, sizes: [usize; 3], heads: [usize; 2],
         dims: Dims { batch, heads_q, heads_kv, seq_q, seq_k, head_dim: 128 },
         mask,
         deterministic: false,
+        head_parts: None,
         peer: None,
         floor: Target::NONE,
         goal: Target::NONE,
@@ -256,7 +298,7 @@ mod tests {
 
     #[test]
     fn every_line_has_a_name_of_its_own_and_a_shape_that_exists() {
-        for (pass, count) in [(Pass::Forward, 4 + 5 + 7 + 3 + 1), (Pass::Backward, 6 + 7 + 3 + 1 + 1)] {
+        for (pass, count) in [(Pass::Forward, 4 + 5 + 7 + 3 + 1), (Pass::Backward, 6 + 7 + 3 + 1 + 1 + 3)] {
             let cases = all(pass);
             assert_eq!(cases.len(), count);
             for (index, case) in cases.iter().enumerate() {
@@ -278,7 +320,7 @@ mod tests {
             [500.0 / 1.16, 500.0 / 1.14].map(|rate| floor.reached(rate, peer)),
             [Some(false), Some(true)]
         );
-        for case in cases {
+        for case in cases.into_iter().filter(|case| case.head_parts.is_none()) {
             let (name, before, after) = (case.name.clone(), case.floor, case.clone().in_one_order());
             let again = after.clone().in_one_order();
             assert!(after.deterministic && after.name == name && again.floor == after.floor);

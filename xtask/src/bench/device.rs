@@ -6,8 +6,9 @@ use anyhow::{Context, ensure};
 use fm3_kernels::cuda::cudarc::driver::sys::CUevent_flags;
 use fm3_kernels::cuda::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use fm3_kernels::cuda::{
-    Attention, DeviceView, DeviceViewMut, ForwardCall, ForwardOptions, KernelSource, Kernels, KeyExtents,
-    KeyMap, KeyStrides, KeyTable, KeyView, Keys, LseMut, PreparedMask, SegmentAt, Workspace, context,
+    Attention, BackwardOptions, DeviceView, DeviceViewMut, ForwardCall, ForwardOptions, KernelSource,
+    Kernels, KeyExtents, KeyMap, KeyStrides, KeyTable, KeyView, Keys, LseMut, PreparedMask, SegmentAt,
+    Workspace, context,
 };
 use fm3_kernels::mask::KeySegments;
 use fm3_kernels::shape::Dims;
@@ -201,10 +202,10 @@ impl Device {
 }
 
 impl<T: Half> Tensors<T> {
-    /// Whether backward calls add dQ in one order.
-    pub(super) fn set_deterministic(&mut self, deterministic: bool) {
+    /// Of backward calls.
+    pub(super) fn set_options(&mut self, options: BackwardOptions) {
         if let Some(gradients) = &mut self.gradients {
-            gradients.options.deterministic = deterministic;
+            gradients.options = options;
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Gradients<T> {
 }
 
 impl<T: Half> Gradients<T> {
-    /// Random dO; room for the rest, with dQ in any order or in one.
+    /// Random dO; room for the rest, with dQ in any order or in one, and each query head a part of its own.
     pub(super) fn new(
         device: &Device,
         pool: &CudaSlice<T>,
@@ -34,12 +34,14 @@ impl<T: Half> Gradients<T> {
         let (stream, shape) = (&device.stream, Shape::new(dims)?);
         let of_q = dims.batch * dims.seq_q * dims.heads_q * dims.head_dim;
         let of_k = dims.batch * dims.seq_k * dims.heads_kv * dims.head_dim;
+        let in_order = BackwardWorkspace::bytes_in_parts(shape, mask.dims(), mask.segments());
+        let bytes = BackwardWorkspace::bytes_split(shape, dims.heads_q / dims.heads_kv).max(in_order);
         Ok(Self {
             dout: device.filled(pool, of_q, 1)?,
             dq: stream.alloc_zeros(of_q)?,
             dk: stream.alloc_zeros(of_k)?,
             dv: stream.alloc_zeros(of_k)?,
-            workspace: BackwardWorkspace::in_parts(stream, shape, mask.dims(), mask.segments())?,
+            workspace: BackwardWorkspace::from_memory(stream.alloc_zeros(bytes)?)?,
             options: BackwardOptions::default(),
         })
     }

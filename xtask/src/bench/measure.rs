@@ -5,7 +5,7 @@ use fm3_kernels::cuda::cudarc::driver::CudaSlice;
 use fm3_kernels::shape::Dims;
 
 use super::cases::{Case, Pass};
-use super::device::{Device, Half, Prepared, Tensors};
+use super::device::{Device, Half};
 use super::monitor::Monitor;
 use super::peers::{Launches, MATMUL, Peers, Work};
 use super::report::{PeerFigures, Row};
@@ -42,7 +42,7 @@ impl<T: Half> Bench<'_, T> {
         let prepared = self.device.prepare(&mask, case.mask.segments(case.dims.seq_k))?;
         let backward = (case.pass == Pass::Backward).then_some(&prepared);
         let mut tensors = self.device.tensors(&self.pool, case.dims, backward)?;
-        tensors.set_deterministic(case.deterministic);
+        tensors.set_options(case.options());
         let mut row = Row::new(case, pairs);
 
         if case.pass == Pass::Backward {
@@ -61,12 +61,15 @@ impl<T: Half> Bench<'_, T> {
             ours.extend(self.device.calls(&mut tensors, &prepared, counts, &mut host)?);
             readings.extend(self.monitor.since(start));
             if let Some(rival) = case.peer {
-                let name = match Work::of(rival, case.dims, case.pass)? {
-                    Some(work) => self.ask(&work, counts, &mut peer, &mut row.notes),
-                    None => {
-                        peer.extend(self.in_any_order(&mut tensors, &prepared, counts)?);
-                        Some("the same calls with dQ in any order".to_owned())
-                    }
+                let name = if let Some((options, name)) = rival.own(case.options()) {
+                    std::thread::sleep(self.pause);
+                    tensors.set_options(options);
+                    peer.extend(self.device.calls(&mut tensors, &prepared, counts, &mut Vec::new())?);
+                    tensors.set_options(case.options());
+                    Some(name.to_owned())
+                } else {
+                    let work = Work::of(rival, case.dims, case.pass)?;
+                    work.and_then(|work| self.ask(&work, counts, &mut peer, &mut row.notes))
                 };
                 row.peer_name = name.or(row.peer_name);
             }
@@ -78,20 +81,6 @@ impl<T: Half> Bench<'_, T> {
         row.host_us = Summary::of(&host);
         row.reading = super::monitor::mean(readings.into_iter());
         Ok(row)
-    }
-
-    /// Times of backward calls whose dQ is in any order; the next ones add in one order again.
-    fn in_any_order(
-        &mut self,
-        tensors: &mut Tensors<T>,
-        prepared: &Prepared,
-        counts: Launches,
-    ) -> anyhow::Result<Vec<f64>> {
-        std::thread::sleep(self.pause);
-        tensors.set_deterministic(false);
-        let times = self.device.calls(tensors, prepared, counts, &mut Vec::new());
-        tensors.set_deterministic(true);
-        times
     }
 
     /// Adds a peer's times; its name when it answers.

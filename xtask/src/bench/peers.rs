@@ -98,7 +98,7 @@ impl Work {
                 let documents = documents(dims.seq_k).context("no documents of this length")?;
                 Some(Work::CausalDocument { dims, documents, pass })
             }
-            Rival::AnyOrder => None,
+            Rival::AnyOrder | Rival::WholeHeads => None,
         })
     }
 }

@@ -11,7 +11,7 @@ use fm_cp::{
     World,
 };
 use fm3_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use fm3_kernels::cuda::{DeviceView, DeviceViewMut, KernelSource, LseMut, is_present};
+use fm3_kernels::cuda::{DeviceView, DeviceViewMut, KernelSource, LseMut, Probes, is_present};
 use fm3_kernels::view::Extents;
 use half::bf16;
 use symm_buffer::rendezvous::{Launch, Place, Seat, Terms, Token};
@@ -19,7 +19,8 @@ use symm_buffer::{Bytes, Copy2d, Corner, Fabric, Put, Span};
 
 use super::report::{Line, Measured, Report};
 use super::rows::{self, Row};
-use super::{BenchMultinodeArgs, chosen, finish};
+use super::trace::{self, Traced};
+use super::{BenchMultinodeArgs, chosen, finish, write};
 use crate::bench::{Device, Launches};
 use crate::shell;
 
@@ -70,21 +71,27 @@ fn run(
     let device = (ordinal, NvshmemConfig::default());
     let world = NvshmemWorld::meet(seat, place, &terms, device, PATIENCE)?;
     let source = args.kernels.clone().map_or(KernelSource::Search, KernelSource::Folder);
-    let mut rank = Rank::new(&world, ordinal, &source, args.repeats as usize)?;
-    let mut lines = Vec::new();
+    let mut rank = Rank::new(&world, ordinal, &source, args)?;
+    let (mut lines, mut traced) = (Vec::new(), Vec::new());
     for row in chosen(args, rows::of_gpus())? {
         let measured = rank.measure(&row).with_context(|| row.name())?;
         let all = exchange(&rank.tells, &serde_json::to_string(&measured)?)?;
         if seat.me() == Pe(0) {
-            let all = all.iter().map(|text| serde_json::from_str(text)).collect::<Result<Vec<_>, _>>()?;
+            let all =
+                all.iter().map(|text| serde_json::from_str(text)).collect::<Result<Vec<Measured>, _>>()?;
             lines.extend(Line::of(&row, &all));
+            let ranks = all.into_iter().filter_map(|measured| measured.traced).collect();
+            traced.push(trace::Call { name: row.name(), ranks });
             eprintln!("{}", row.name());
         }
     }
     if seat.me() == Pe(0) {
         let device = rank.device.describe()?;
         let backend = "GPU backend, a process per rank".to_owned();
-        finish(args, Report { backend, device, ranks: seat.world().size(), lines })?;
+        finish(args, &Report { backend, device, ranks: seat.world().size(), lines })?;
+        if let Some(file) = args.trace.as_ref().filter(|_| !args.list) {
+            write(file, &serde_json::to_string(&trace::document(&traced))?)?;
+        }
     }
     let Rank { overlapped, gathered, tells, .. } = rank;
     overlapped.close()?;
@@ -103,6 +110,8 @@ struct Rank {
     tells: NvshmemFabric,
     pool: CudaSlice<bf16>,
     repeats: usize,
+    /// Reads the clock, for a trace.
+    probes: Option<Probes>,
 }
 
 impl Rank {
@@ -110,7 +119,7 @@ impl Rank {
         world: &Arc<NvshmemWorld>,
         ordinal: Ordinal,
         source: &KernelSource,
-        repeats: usize,
+        args: &BenchMultinodeArgs,
     ) -> anyhow::Result<Self> {
         let device = Device::open(ordinal.0, source)?;
         let config = |overlap| Ok::<_, anyhow::Error>(Config { overlap, ..Config::from_env()? });
@@ -120,7 +129,9 @@ impl Rank {
         };
         let (overlapped, gathered) = (join(Overlap::On)?, join(Overlap::Off)?);
         let (tells, pool) = (world.fabric(PATIENCE)?, device.pool()?);
-        Ok(Self { overlapped, gathered, tells, pool, repeats, device })
+        let load = || Probes::load(device.stream.context(), source);
+        let probes = args.trace.is_some().then(load).transpose()?;
+        Ok(Self { overlapped, gathered, tells, pool, repeats: args.repeats as usize, probes, device })
     }
 
     /// All three kinds of calls of a row.
@@ -134,6 +145,7 @@ impl Rank {
         let mut measured = Measured::default();
         let calls = tensors.calls(&mut self.overlapped, &on, self.repeats, &mut measured)?;
         measured.overlapped = calls;
+        tensors.timed_calls(&mut self.overlapped, &on, self.probes.as_ref(), &mut measured)?;
         let mut unused = Measured::default();
         measured.gathered = tensors.calls(&mut self.gathered, &off, self.repeats, &mut unused)?;
         drop(tensors);
@@ -218,6 +230,37 @@ impl Local {
         Ok(times)
     }
 
+    /// Calls that take times themselves; nobody waits between them.
+    fn timed_calls(
+        &mut self,
+        group: &mut CpGroup,
+        prepared: &Prepared,
+        probes: Option<&Probes>,
+        measured: &mut Measured,
+    ) -> anyhow::Result<()> {
+        /// Behind one with whose start nobody is in step.
+        const CALLS: usize = 5;
+        let attention = CpAttention::new(Options::default())?;
+        let before = probes.map(|probes| probes.read_clock(&self.stream)).transpose()?;
+        group.barrier()?;
+        group.measure(true);
+        let calls = (0..=CALLS).map(|_| self.call(&attention, group, prepared));
+        let handles = calls.collect::<anyhow::Result<Vec<_>>>()?;
+        let mut last = None;
+        for handle in handles.iter().skip(1) {
+            let times = handle.wait()?.device.context("a measured call has no times")?;
+            measured.waited_us.push(times.exposed().as_secs_f64() * 1e6);
+            measured.idle_us.push(times.idle.as_secs_f64() * 1e6);
+            measured.copies_gigabytes_per_s = times.gigabytes_per_s().max(measured.copies_gigabytes_per_s);
+            last = Some(times);
+        }
+        group.measure(false);
+        let clocks = before.zip(probes.map(|probes| probes.read_clock(&self.stream)).transpose()?);
+        measured.traced =
+            clocks.zip(last).map(|((before, behind), times)| Traced { clocks: [before, behind], times });
+        Ok(())
+    }
+
     fn call(
         &mut self,
         attention: &CpAttention,
@@ -238,7 +281,7 @@ impl Local {
 
 /// Everybody's text, on rank 0. Collective.
 fn exchange(fabric: &NvshmemFabric, text: &str) -> anyhow::Result<Vec<String>> {
-    const SLOT: usize = 64 << 10;
+    const SLOT: usize = 256 << 10;
     let (me, world) = (fabric.me(), fabric.world());
     ensure!(text.len() <= SLOT - 8, "{} bytes of results do not fit", text.len());
     let region = fabric.alloc(Bytes(SLOT * world.size()), PATIENCE)?;

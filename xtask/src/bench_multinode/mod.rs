@@ -3,16 +3,21 @@
 //! mpirun has started, or on the host backend where there is no GPU.
 mod gpu;
 mod host;
+mod peer;
+mod plot;
 mod report;
 mod rows;
+mod trace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use fm_cp::launch;
+use serde_json::{Value, json};
 
 use crate::input::BadInput;
+use peer::Peer;
 use report::{Line, Report};
 use rows::Row;
 
@@ -46,6 +51,18 @@ pub(crate) struct BenchMultinodeArgs {
     /// Writes the table there as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes a drawing there: bars for each line.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Writes one measured call of each line there, all ranks on one time line, for Perfetto; on GPUs.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Also time others' context parallelism on the same GPUs, by docs/peers; wants at least two.
+    #[arg(long, value_enum)]
+    peer: Option<Peer>,
+    /// The Python that has PyTorch, for --peer.
+    #[arg(long, default_value = "python3")]
+    python: String,
     /// Of a rank's process that this program has started: its number, how many, and the port of rank 0.
     #[arg(long, hide = true, num_args = 3)]
     part: Option<Vec<u16>>,
@@ -64,17 +81,51 @@ enum Backend {
 pub(crate) fn execute(args: &BenchMultinodeArgs) -> anyhow::Result<ExitCode> {
     if let Some(part) = &args.part {
         gpu::part(args, part)?;
-    } else if let Some(job) = launch()? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.peer.is_some() {
+        peer::check(gpu::count())?;
+    }
+    if let Some(job) = launch()? {
+        if args.peer.is_some() {
+            let text = "--peer starts processes of its own; leave it out of a launcher's job";
+            return Err(BadInput(text.to_owned()).into());
+        }
         gpu::job(args, job)?;
     } else if args.backend == Backend::Auto && gpu::count() > 0 {
-        return gpu::start(args);
+        let code = gpu::start(args)?;
+        if code != ExitCode::SUCCESS || args.list {
+            return Ok(code);
+        }
+        beside_peer(args)?;
     } else {
         on_host(args)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// After our ranks, so that nobody else is on the GPUs.
+fn beside_peer(args: &BenchMultinodeArgs) -> anyhow::Result<()> {
+    let Some(Peer::Torch) = args.peer else { return Ok(()) };
+    let rows = chosen(args, rows::of_gpus())?;
+    let lines = peer::time(&args.python, &rows, args.repeats)?;
+    peer::print(&lines);
+    let Some(file) = &args.json else { return Ok(()) };
+    // Rank 0 has written it.
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut report: Value = serde_json::from_slice(&text)?;
+    report["peers"] = json!(lines);
+    write(file, &serde_json::to_string_pretty(&report)?)
+}
+
 fn on_host(args: &BenchMultinodeArgs) -> anyhow::Result<()> {
+    if args.peer.is_some() {
+        return Err(BadInput("--peer runs on GPUs; leave it out with the host backend".to_owned()).into());
+    }
+    if args.trace.is_some() {
+        let text = "--trace shows a device's clock, and the host backend has none; leave it out or use GPUs";
+        return Err(BadInput(text.to_owned()).into());
+    }
     let ranks = args.ranks.unwrap_or(2);
     let mut lines = Vec::new();
     for row in chosen(args, rows::of_hosts())? {
@@ -83,7 +134,7 @@ fn on_host(args: &BenchMultinodeArgs) -> anyhow::Result<()> {
         eprintln!("{}", row.name());
     }
     let (backend, device) = ("host backend".to_owned(), host::DEVICE.to_owned());
-    finish(args, Report { backend, device, ranks: ranks as usize, lines })
+    finish(args, &Report { backend, device, ranks: ranks as usize, lines })
 }
 
 /// The lines that are asked for; with `--list` they are printed and none is left.
@@ -105,14 +156,17 @@ fn chosen(args: &BenchMultinodeArgs, rows: Vec<Row>) -> anyhow::Result<Vec<Row>>
     Ok(rows)
 }
 
-fn finish(args: &BenchMultinodeArgs, report: Report) -> anyhow::Result<()> {
+fn finish(args: &BenchMultinodeArgs, report: &Report) -> anyhow::Result<()> {
     if args.list {
         return Ok(());
     }
     report.print();
     if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        write(file, &serde_json::to_string_pretty(report)?)?;
     }
-    Ok(())
+    args.svg.as_ref().map_or(Ok(()), |file| write(file, &plot::svg(report)))
+}
+
+fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }

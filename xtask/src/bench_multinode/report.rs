@@ -3,6 +3,7 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use super::rows::Row;
+use super::trace::Traced;
 use crate::bench::Summary;
 
 /// What one rank measured of one row; milliseconds, one for each launch.
@@ -23,6 +24,13 @@ pub(super) struct Measured {
     pub driver_calls: u64,
     /// The calling thread's microseconds in a call.
     pub host_us: f64,
+    /// By the kernels' own clocks, of other calls than those above: microseconds in which a block waited for keys, and
+    /// the mean that a block waited; the rate of the pushes, 0 for a rank that has none.
+    pub waited_us: Vec<f64>,
+    pub idle_us: Vec<f64>,
+    pub copies_gigabytes_per_s: f64,
+    /// The last of these calls.
+    pub traced: Option<Traced>,
 }
 
 /// One line.
@@ -46,6 +54,15 @@ pub(super) struct Line {
     pub imbalance: f64,
     pub driver_calls: u64,
     pub host_us: f64,
+    /// Microseconds of the slowest rank in which a block of attention waited, and the mean that its blocks waited; by the
+    /// kernel, on GPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waited_us: Option<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_us: Option<Summary>,
+    /// Rate of the pushes of the rank whose are slowest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies_gigabytes_per_s: Option<f64>,
 }
 
 impl Line {
@@ -64,6 +81,7 @@ impl Line {
         let mean = flops / ranks.len() as f64;
         let exposed = (overlapped.median - attention.median).max(0.0);
         let host_us = ranks.iter().map(|rank| rank.host_us).fold(0.0, f64::max);
+        let rates = ranks.iter().map(|rank| rank.copies_gigabytes_per_s).filter(|rate| *rate > 0.0);
         Some(Self {
             name: row.name(),
             row: row.clone(),
@@ -76,6 +94,9 @@ impl Line {
             imbalance: if mean > 0.0 { most(|rank| rank.flops) as f64 / mean } else { 1.0 },
             driver_calls: most(|rank| rank.driver_calls),
             host_us,
+            waited_us: slowest(|rank| &rank.waited_us),
+            idle_us: slowest(|rank| &rank.idle_us),
+            copies_gigabytes_per_s: rates.min_by(f64::total_cmp),
             overlapped,
             attention,
             gathered,
@@ -108,15 +129,19 @@ impl Report {
             "gather, then attend",
             "exposed us",
             "%",
+            "waited us",
+            "idle us",
             "TFLOP/s a rank",
             "MB sent",
             "mask-blind MB",
             "GB/s",
+            "copies GB/s",
             "imbalance",
             "host us",
             "driver calls",
             "floor, goal",
         ]);
+        let number = |of: Option<f64>| of.map_or_else(String::new, |of| format!("{of:.1}"));
         let times = |of: &Summary| format!("{:.3} ({:.3} .. {:.3})", of.median, of.min, of.max);
         for line in &self.lines {
             let wanted = line.row.floor_ms.zip(line.row.goal_ms);
@@ -127,10 +152,13 @@ impl Report {
                 times(&line.gathered),
                 format!("{:.0}", line.exposed_us),
                 format!("{:.1}", line.exposed_percent),
+                number(line.waited_us.map(|of| of.median)),
+                number(line.idle_us.map(|of| of.median)),
                 format!("{:.2}", line.tflops_per_rank),
                 format!("{:.2}", line.sent_bytes as f64 / 1e6),
                 format!("{:.2}", line.sent_bytes_mask_blind as f64 / 1e6),
                 format!("{:.1}", line.gigabytes_per_s),
+                number(line.copies_gigabytes_per_s),
                 format!("{:.2}", line.imbalance),
                 format!("{:.0}", line.host_us),
                 line.driver_calls.to_string(),
@@ -158,11 +186,16 @@ mod tests {
             flops,
             driver_calls: 7,
             host_us: 30.0,
+            waited_us: vec![overlapped[0] * 10.0],
+            idle_us: vec![1.0],
+            copies_gigabytes_per_s: 300.0 - overlapped[0],
+            traced: None,
         };
         let line = Line::of(row, &[rank([2.0, 3.0, 2.5], 10), rank([2.2, 2.1, 2.6], 30)]).unwrap();
         assert_eq!((line.overlapped.min, line.overlapped.median, line.overlapped.max), (2.2, 2.6, 3.0));
         assert!((line.exposed_us - 600.0).abs() < 1e-6 && (line.exposed_percent - 30.0).abs() < 1e-6);
         assert!((line.imbalance - 1.5).abs() < 1e-9);
+        assert_eq!((line.waited_us.unwrap().median, line.copies_gigabytes_per_s), (22.0, Some(297.8)));
         assert_eq!((line.sent_bytes, line.sent_bytes_mask_blind), (30, 60));
         assert!(Line::of(row, &[rank([1.0; 3], 1), Measured::default()]).is_none());
     }

@@ -110,20 +110,47 @@ mod tests {
 
     use super::*;
 
+    const PASSED: &str = "echo 'test result: ok. 12 passed; 0 failed'";
+
+    fn write_program(path: &Path, text: &str) {
+        std::fs::write(path, format!("#!/bin/bash\n{text}\n")).unwrap();
+        #[cfg(unix)]
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    /// What a program says that it has: a test, and one that only others start.
+    fn lists(test: &str) -> String {
+        format!(
+            "echo 'one_rank: test'; [[ $2 == --ignored || ($# -gt 1 && $2 != {test}) ]] || echo '{test}: test'"
+        )
+    }
+
     /// A bundle of one test program that prints its arguments, and what `run.sh` makes of it.
     fn run(program: &str, args: &[&str]) -> (i32, String) {
+        run_all(&[("gpu_a", &lists("edges"), program)], args)
+    }
+
+    /// The same of several: name, how it lists its tests, how it runs them. The sanitizer only starts the program.
+    fn run_all(programs: &[(&str, &str, &str)], args: &[&str]) -> (i32, String) {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("run.sh");
         write_script(&script).unwrap();
-        let test = folder.path().join("gpu_a");
-        std::fs::write(&test, format!("#!/bin/sh\necho \"$@ gpu=$FM_REQUIRE_GPU\"\n{program}\n")).unwrap();
-        #[cfg(unix)]
-        std::fs::set_permissions(&test, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        for (name, list, program) in programs {
+            let text = format!(
+                "if [[ $1 == --list ]]; then {list}; exit; fi\necho \"$@ gpu=$FM_REQUIRE_GPU\"\n{program}"
+            );
+            write_program(&folder.path().join(name), &text);
+        }
+        let tools = folder.path().join("tools");
+        std::fs::create_dir(&tools).unwrap();
+        write_program(&tools.join("compute-sanitizer"), "shift 4\n\"$@\"");
+        let path = std::env::join_paths([&tools, Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
         let out = folder.path().join("out");
         let output = Command::new("bash")
             .arg(&script)
             .args(["--out", out.to_str().unwrap()])
             .args(args)
+            .env("PATH", path)
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -135,13 +162,28 @@ mod tests {
 
     #[test]
     fn the_script_fails_when_a_test_does_or_none_runs() {
-        let passed = "echo 'test result: ok. 12 passed; 0 failed'";
-        let (code, text) = run(passed, &["tests", "edges"]);
+        let (code, text) = run(PASSED, &["tests", "edges"]);
         assert_eq!(code, 0, "{text}");
         assert!(text.contains("--test-threads=1 edges gpu=1"), "{text}");
-        assert_eq!(run(&format!("{passed}; exit 101"), &["tests"]).0, 1);
+        assert_eq!(run(&format!("{PASSED}; exit 101"), &["tests"]).0, 1);
         let (code, text) = run("echo 'test result: ok. 0 passed; 0 failed'", &["tests"]);
         assert!(code == 1 && text.contains("no test passed"), "{text}");
+    }
+
+    #[test]
+    fn programs_without_a_test_of_the_words_are_passed_over() {
+        let [edges, masks] = ["edges", "masks"].map(lists);
+        let programs = [("gpu_a", edges.as_str(), PASSED), ("gpu_b", &masks, "exit 9")];
+        for action in ["tests", "sanitize"] {
+            let (code, text) = run_all(&programs, &[action, "edges"]);
+            assert!(code == 0 && text.contains("=== gpu_a") && !text.contains("=== gpu_b"), "{text}");
+            assert_eq!(run_all(&programs, &[action, "masks"]).0, 1);
+            let (code, text) = run_all(&programs, &[action, "nothing_of_this_name"]);
+            assert!(code == 1 && text.contains("no test passed") && !text.contains("=== gpu_a"), "{text}");
+        }
+        // One that cannot even say what it has is run.
+        let (code, text) = run_all(&[programs[0], ("gpu_c", "exit 1", "exit 1")], &["tests"]);
+        assert!(code == 1 && text.contains("=== gpu_c"), "{text}");
     }
 
     #[test]

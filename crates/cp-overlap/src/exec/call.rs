@@ -265,6 +265,7 @@ impl<'a, F: Fabric> Call<'a, F> {
             bytes_mask_blind: self.pass.totals.bytes_mask_blind,
             flops: self.pass.totals.flops,
             queued: Queued::default(),
+            device: None,
         }
     }
 

@@ -63,7 +63,7 @@ impl<'a, F: Fabric> Queueing<'a, F> {
         if pushes {
             self.follow(Lane::Push, Lane::Main)?;
             self.wait_free()?;
-            self.push_all()?;
+            self.push_all(compute)?;
             self.stage_end(Lane::Push)?;
         }
         if self.state.settings.overlap == Overlap::Off {
@@ -147,10 +147,11 @@ impl<'a, F: Fabric> Queueing<'a, F> {
 
     /// One batch per head group: the copies to all peers, then a post to each of them (rule P4). The last one also says
     /// to this rank itself that its pushes have left.
-    fn push_all(&mut self) -> Result<(), Error> {
+    fn push_all<E: Enqueue + ?Sized>(&mut self, compute: &mut E) -> Result<(), Error> {
         let pushes = &self.pass.pushes;
         let groups = pushes.chunk_by(|one, next| one.block.heads == next.block.heads);
         let last = groups.clone().count();
+        compute.pushed(0)?;
         for (index, group) in groups.enumerate() {
             let mut puts = self.puts_of(group)?;
             if index + 1 == last {
@@ -160,6 +161,7 @@ impl<'a, F: Fabric> Queueing<'a, F> {
                 puts.iter().map(|(to, copies, post)| Put { to: *to, copies, post: Some(*post) }).collect();
             self.fabric.put_all(&self.state.push, &batch)?;
             self.queued.puts += 1;
+            compute.pushed(index + 1)?;
             for (to, copies, _) in &puts {
                 self.bytes_to[to.index()].0 += copies.iter().map(Copy2d::bytes).sum::<usize>();
             }
@@ -304,6 +306,7 @@ impl<'a, F: Fabric> Queueing<'a, F> {
             bytes_mask_blind: self.pass.totals.bytes_mask_blind,
             flops: self.pass.totals.flops,
             queued: self.queued,
+            device: None,
         };
         Ok(Handle::new(Arc::downgrade(self.fabric), self.state.notes.clone(), end, report))
     }

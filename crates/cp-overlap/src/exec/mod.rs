@@ -21,12 +21,14 @@ mod notes;
 mod report;
 mod signals;
 mod source;
+mod times;
 
 pub use enqueue::ForwardCall;
 pub use handle::Handle;
 pub use report::{Blocked, CallReport, PassKind, Queued};
 pub use signals::SignalKind;
 pub use source::SourceTensor;
+pub use times::{ClockSpan, DeviceTimes, PushSpan, WaitSpan};
 
 use call::Call;
 use enqueue::Queueing;
@@ -164,6 +166,11 @@ impl<F: Fabric> Session<F> {
     /// The fabric, also for a [`Compute`] that reads symmetric memory in place.
     pub const fn fabric(&self) -> &Arc<F> {
         &self.fabric
+    }
+
+    /// The stream of K, V pushes, for events between them; nothing else may be queued there.
+    pub const fn push_stream(&self) -> &F::Stream {
+        &self.state.push
     }
 
     /// How it behaves.

@@ -4,6 +4,9 @@ use std::time::Duration;
 use serde::Serialize;
 use symm_buffer::{Bytes, Pe};
 
+use super::signals::SignalKind;
+use super::times::{DeviceTimes, WaitSpan};
+
 /// Forward or backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -46,12 +49,13 @@ pub struct CallReport {
     pub pass: PassKind,
     /// From entry to return. An enqueued call returns at once, so that this is what it costs the calling thread.
     pub elapsed: Duration,
-    /// Time in the arithmetic, without its waits; zero for enqueued calls, whose arithmetic the host does not see.
+    /// Time in the arithmetic, without its waits; zero for enqueued calls that are not measured, as the host does not see
+    /// their arithmetic.
     pub busy: Duration,
     /// Time that the compute stream was blocked in waits: the sum of `waits`. Of enqueued calls only what blocked the
-    /// calling thread.
+    /// calling thread; if they are measured, [`DeviceTimes::exposed`].
     pub exposed: Duration,
-    /// The waits that blocked, in order.
+    /// The waits that blocked, in order. Of measured calls also those of attention, each as long as the longest of a block.
     pub waits: Vec<Blocked>,
     /// Bytes that were handed to the fabric for each rank.
     pub bytes_to: Vec<Bytes>,
@@ -61,6 +65,8 @@ pub struct CallReport {
     pub flops: u64,
     /// What an enqueued call queued; zeros for calls that wait.
     pub queued: Queued,
+    /// What the device says of an enqueued call that was measured, after its end.
+    pub device: Option<DeviceTimes>,
 }
 
 /// Calls to the fabric that queue work: each is one call to a device's driver, or two if there are copies and signals.
@@ -75,6 +81,17 @@ pub struct Queued {
 }
 
 impl CallReport {
+    /// Adds what the device says of the call.
+    pub fn add_device_times(&mut self, times: DeviceTimes) {
+        let stage = SignalKind::Ready.stage();
+        let blocked =
+            |wait: &WaitSpan| Blocked { stage, peer: wait.peer, piece: wait.piece, time: wait.longest };
+        self.waits.extend(times.waits.iter().map(blocked));
+        self.exposed = times.exposed();
+        self.busy = times.attention.duration().saturating_sub(self.exposed);
+        self.device = Some(times);
+    }
+
     /// Bytes sent to all ranks.
     pub fn bytes_sent(&self) -> Bytes {
         Bytes(self.bytes_to.iter().map(|bytes| bytes.0).sum())

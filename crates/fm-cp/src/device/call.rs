@@ -12,6 +12,7 @@ use symm_buffer::nvshmem::NvshmemFabric;
 
 use super::guard::Guard;
 use super::launch::Launch;
+use super::times::Timer;
 use super::{DeviceGroup, DevicePrepared, lock, raw};
 use crate::attention::{Heads, check_extents, check_group, check_lse, options_hash};
 use crate::{CallReport, CpAttention, CpGroup, Error, Prepared};
@@ -39,6 +40,7 @@ pub struct CallHandle {
     inner: Handle<NvshmemFabric>,
     fabric: Weak<NvshmemFabric>,
     guard: Arc<Mutex<Guard>>,
+    timer: Option<Timer>,
 }
 
 impl CallHandle {
@@ -49,7 +51,9 @@ impl CallHandle {
     /// [`Error::Overlap`] with the report of the wait that expired, here or on another rank; it stays until
     /// [`CpGroup::recover`]. A call that was not waited for before such a failure fails too, though it may have been done.
     pub fn wait(&self) -> Result<CallReport, Error> {
-        let report = self.inner.wait_with(|| match self.settle() {
+        #[cfg(feature = "nvtx")]
+        let _range = fm3_kernels::cuda::NvtxRange::begin("fm-cp: wait for a call");
+        let mut report = self.inner.wait_with(|| match self.settle() {
             Ok(()) => Ok(()),
             Err(Error::Fabric(error)) => Err(error.into()),
             Err(Error::Overlap(error)) => Err(error),
@@ -58,6 +62,12 @@ impl CallHandle {
                 Err(cp_overlap::Error::Compute { call: CALL, rank, source: Box::new(error) })
             }
         })?;
+        if let Some(timer) = &self.timer {
+            let beside = lock(&self.guard).beside().clone();
+            if let Some(times) = timer.read(&beside)? {
+                report.add_device_times(times);
+            }
+        }
         Ok(report)
     }
 
@@ -104,6 +114,8 @@ impl CpAttention {
         stream: &Arc<CudaStream>,
         call: DeviceForward<'_>,
     ) -> Result<CallHandle, Error> {
+        #[cfg(feature = "nvtx")]
+        let _range = fm3_kernels::cuda::NvtxRange::begin("fm-cp: enqueue forward");
         check_group(CALL, group, prepared)?;
         let device = group.device(CALL)?;
         let on_device = prepared.device(CALL)?;
@@ -127,17 +139,21 @@ impl DeviceGroup {
         call: &DeviceForward<'_>,
         scale: f32,
     ) -> Result<CallHandle, Error> {
-        let Self { session, attention, guard: shared, .. } = self;
+        let Self { session, attention, guard: shared, measure, .. } = self;
         let (fabric, enqueued) = (session.fabric().clone(), Instant::now());
         let mut guard = lock(shared);
         guard.settle(&fabric)?;
         let lane = guard.lane(&fabric, stream)?;
         let (workspace, adopted) = (&mut lane.workspace, &lane.stream);
+        let push_stream = session.push_stream().cuda();
+        let timer = measure.then(|| Timer::new(prepared.plan(), stream, push_stream)).transpose()?;
+        let prepared_plan = prepared.plan();
         let mut launch =
-            Launch { fabric: &fabric, attention, workspace, stream, prepared: on_device, call, scale };
-        let inner = raw::enqueue(session, (prepared.plan(), options_hash(scale)), adopted, &mut launch)?;
+            Launch { fabric: &fabric, attention, workspace, stream, prepared: on_device, call, scale, timer };
+        let inner = raw::enqueue(session, (prepared_plan, options_hash(scale)), adopted, &mut launch)?;
+        let timer = launch.timer;
         guard.watch(inner.attended(), enqueued);
-        Ok(CallHandle { inner, fabric: Arc::downgrade(&fabric), guard: shared.clone() })
+        Ok(CallHandle { inner, fabric: Arc::downgrade(&fabric), guard: shared.clone(), timer })
     }
 }
 

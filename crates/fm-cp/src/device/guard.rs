@@ -51,6 +51,11 @@ impl Guard {
         Self { lanes: Vec::new(), beside, deadline, owners, calls: VecDeque::new(), failed: None }
     }
 
+    /// The stream on which the device's memory is looked at, beside the callers' work.
+    pub(super) const fn beside(&self) -> &Arc<CudaStream> {
+        &self.beside
+    }
+
     /// What goes with a caller's stream.
     pub(super) fn lane(
         &mut self,

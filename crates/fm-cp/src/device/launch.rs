@@ -6,11 +6,13 @@ use fm3_kernels::cuda::cudarc::driver::CudaStream;
 use fm3_kernels::cuda::{
     AbortWord, Attention, ForwardCall, ForwardOptions, KeyMap, KeyView, Keys, Wait, Workspace,
 };
+use symm_buffer::Fabric as _;
 use symm_buffer::nvshmem::NvshmemFabric;
 
 use super::call::DeviceForward;
 use super::prepared::DevicePrepared;
 use super::raw;
+use super::times::Timer;
 use crate::Error;
 
 /// L2 that K and V of the heads that run side by side may fill, bytes; as the kernels' own default.
@@ -25,6 +27,7 @@ pub(super) struct Launch<'a> {
     pub(super) prepared: &'a DevicePrepared,
     pub(super) call: &'a DeviceForward<'a>,
     pub(super) scale: f32,
+    pub(super) timer: Option<Timer>,
 }
 
 impl Launch<'_> {
@@ -39,10 +42,12 @@ impl Launch<'_> {
         }
         let keys = Keys::Segments { maps: &maps, table: &prepared.table };
         let abort = raw::abort_word(self.fabric)?;
-        let options = self.options(plan, ready, &abort);
+        let times = self.timer.as_ref().map(Timer::kernel);
+        let options = ForwardOptions { times, ..self.options(plan, ready, &abort) };
         let (mask, scale) = (&prepared.mask, self.scale);
         let call = ForwardCall { q, keys, o, lse, mask, scale, options };
-        Ok(self.attention.forward(self.stream, &call, self.workspace)?)
+        self.attention.forward(self.stream, &call, self.workspace)?;
+        self.timer.as_mut().map_or(Ok(()), |timer| timer.attended(self.stream))
     }
 
     fn options<'b>(&self, plan: &RankPlan, ready: &ReadyWords, abort: &'b AbortWord) -> ForwardOptions<'b> {
@@ -58,17 +63,25 @@ impl Launch<'_> {
             margin: 0,
             wait: waits.then_some(wait),
             abort: Some(abort),
+            times: None,
         }
+    }
+}
+
+impl Launch<'_> {
+    fn failed(&self, error: Error) -> cp_overlap::Error {
+        let (call, rank) = ("CpAttention::enqueue_forward", self.fabric.me());
+        cp_overlap::Error::Compute { call, rank, source: Box::new(error) }
     }
 }
 
 impl Enqueue for Launch<'_> {
     fn forward(&mut self, plan: &RankPlan, ready: &ReadyWords) -> Result<(), cp_overlap::Error> {
-        let failed = |error: Error| cp_overlap::Error::Compute {
-            call: "CpAttention::enqueue_forward",
-            rank: plan.rank,
-            source: Box::new(error),
-        };
-        self.launch(plan, ready).map_err(failed)
+        self.launch(plan, ready).map_err(|error| self.failed(error))
+    }
+
+    fn pushed(&mut self, _batches: usize) -> Result<(), cp_overlap::Error> {
+        let timed = self.timer.as_mut().map_or(Ok(()), Timer::pushed);
+        timed.map_err(|error| self.failed(error))
     }
 }

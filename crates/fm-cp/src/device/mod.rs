@@ -7,6 +7,7 @@ mod guard;
 mod launch;
 mod prepared;
 mod raw;
+mod times;
 
 pub use call::{CallHandle, DeviceForward};
 
@@ -34,6 +35,8 @@ pub(crate) struct DeviceGroup {
     uploads: Arc<CudaStream>,
     /// What is prepared by one group is of no use to another.
     identity: Arc<()>,
+    /// Whether calls take times.
+    pub(crate) measure: bool,
 }
 
 impl DeviceGroup {
@@ -41,7 +44,7 @@ impl DeviceGroup {
     pub(crate) fn new(
         fabric: NvshmemFabric,
         settings: Settings,
-        attention: Option<Attention>,
+        (attention, measure): (Option<Attention>, bool),
     ) -> Result<Self, Error> {
         let load = || {
             Ok::<_, Error>(Attention::new(Arc::new(Kernels::load(fabric.context(), &KernelSource::Search)?)))
@@ -50,7 +53,7 @@ impl DeviceGroup {
         let [uploads, beside] = [(); 2].map(|()| raw::new_stream(fabric.context()));
         let session = Session::new(fabric, settings)?;
         let guard = Arc::new(Mutex::new(Guard::new(&session, beside?)));
-        Ok(Self { session, attention, guard, uploads: uploads?, identity: Arc::new(()) })
+        Ok(Self { session, attention, guard, uploads: uploads?, identity: Arc::new(()), measure })
     }
 
     /// After a failure. Collective. Reports of kernels' waits are forgotten.

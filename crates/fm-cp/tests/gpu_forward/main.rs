@@ -4,9 +4,11 @@
 
 mod problem;
 mod processes;
+mod random;
 mod scenarios;
 #[path = "../support/mod.rs"]
 mod support;
+mod times;
 
 use processes::run;
 
@@ -15,7 +17,9 @@ use processes::run;
 #[ignore = "is started by the other tests"]
 fn one_rank() {
     let part = processes::part();
-    let (_, scenario) = scenarios::ALL.iter().find(|(name, _)| *name == part.scenario).unwrap();
+    // What stands behind a colon is for the scenario.
+    let name = part.scenario.split(':').next().unwrap();
+    let (_, scenario) = scenarios::ALL.iter().find(|(known, _)| *known == name).unwrap();
     scenario(&part);
     println!("outcome: good");
 }
@@ -73,4 +77,20 @@ fn ranks_that_differ_are_named_and_the_group_recovers() {
 #[test]
 fn wrong_calls_are_refused_before_anything_is_queued() {
     run("refused", 2);
+}
+
+#[test]
+fn a_measured_call_tells_whom_it_waited_for() {
+    run("measured", 3);
+}
+
+/// Gives a run that failed again.
+const SEED: Option<u64> = None;
+
+/// 2,000 calls on GPUs, 40 on the simulator.
+#[test]
+fn random_delays_change_no_bit() {
+    let seed = SEED.unwrap_or_else(|| u64::from(std::process::id()));
+    println!("seed {seed}");
+    run(&format!("random:{seed}"), 2);
 }

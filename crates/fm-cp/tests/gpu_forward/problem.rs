@@ -143,6 +143,12 @@ impl<T: Number> Memory<T> {
         }
     }
 
+    /// Fills O and LSE with NaN, in the order of the stream.
+    pub(crate) fn poison(&mut self, stream: &Arc<CudaStream>) {
+        stream.memcpy_htod(&nan::<T>(self.o.len()), &mut self.o).unwrap();
+        stream.memcpy_htod(&vec![f32::NAN; self.lse.len()], &mut self.lse).unwrap();
+    }
+
     /// O and LSE, as bits.
     pub(crate) fn bits(&self, stream: &Arc<CudaStream>) -> Vec<u32> {
         let (o, lse) = self.outputs(stream);

@@ -105,7 +105,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs a scenario on so many ranks; all must come to a good end.
+/// Runs a scenario on so many ranks; all must come to its end, and their processes to a good one.
 pub(crate) fn run(scenario: &str, ranks: u32) {
     let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
     let start = |rank: u32| {
@@ -130,9 +130,15 @@ pub(crate) fn run(scenario: &str, ranks: u32) {
     {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let said: Vec<String> =
-        processes.iter().map(|process| std::fs::read_to_string(&process.output).unwrap()).collect();
-    assert!(said.iter().all(|text| text.contains("outcome: good")), "{scenario}:\n{}", said.join("\n---\n"));
+    let end = |process: &mut Process| {
+        let status = process.child.try_wait().unwrap();
+        let said = std::fs::read_to_string(&process.output).unwrap();
+        let is_good = status.is_some_and(|status| status.success()) && said.contains("outcome: good");
+        let status = status.map_or("still runs".to_owned(), |status| status.to_string());
+        (is_good, format!("--- {status}\n{said}"))
+    };
+    let (good, said): (Vec<bool>, Vec<String>) = processes.iter_mut().map(end).unzip();
+    assert!(good.iter().all(|good| *good), "{scenario}:\n{}", said.join("\n"));
 }
 
 /// Below those ports that the system gives away, apart for each process and scenario.

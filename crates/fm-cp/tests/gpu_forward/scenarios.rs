@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use super::problem::{Layout, Memory, Number, Problem};
 use super::processes::{LONG, Machine, Part};
 use super::support::Case;
+use super::{random, times};
 
 /// A scenario by its name.
 type Scenario = (&'static str, fn(&Part));
@@ -25,15 +26,17 @@ pub(crate) const ALL: &[Scenario] = &[
     ("absent", absent),
     ("differ", differ),
     ("refused", refused),
+    ("measured", times::measured),
+    ("random", random::random),
 ];
 
-fn case(part: &Part) -> Case {
+pub(crate) fn case(part: &Part) -> Case {
     let kind = ShardingKind::DualChunk;
     Case { ranks: part.ranks, kind, seq: 640, batch: 1, heads_q: 4, heads_kv: 2, head_dim: 128, seed: 3 }
 }
 
 /// Head groups of one, so that pieces are several.
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     let tunables = Tunables { heads_per_piece: Some(1), ..Tunables::h200() };
     Config { deadline: LONG, tunables, ..Config::default() }
 }
@@ -50,7 +53,7 @@ fn once<T: Number>(machine: &Machine, group: &mut CpGroup, problem: &Problem, wh
 }
 
 /// Ends a scenario: nothing is left behind.
-fn end(machine: Machine, group: CpGroup) {
+pub(crate) fn end(machine: Machine, group: CpGroup) {
     group.close().unwrap();
     machine.end();
 }

@@ -7,7 +7,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop, sys};
 
 use super::CudaError;
-use super::check::{narrow, wrong};
+use super::check::{equal, narrow, wrong};
 use super::driver::Named;
 use super::kernels::Kernels;
 use super::keys::Keys;
@@ -15,6 +15,7 @@ use super::launch::{Grid, launch};
 use super::prepared::PreparedMask;
 use super::problem::{Inputs, Problem};
 use super::tensor_map::Tiled;
+use super::times::{ForwardTimes, PieceCounts};
 use super::view::{DeviceView, DeviceViewMut, LseMut, Tensor};
 use super::workspace::{AbortWord, Workspace};
 use crate::Error;
@@ -58,6 +59,8 @@ pub struct ForwardOptions<'a> {
     pub wait: Option<Wait>,
     /// Ends the call when set.
     pub abort: Option<&'a AbortWord>,
+    /// Takes times of the call, made for its segments and pieces.
+    pub times: Option<&'a ForwardTimes>,
 }
 
 /// Waits for the signals of key segments.
@@ -113,17 +116,19 @@ impl Attention {
         problem.describe(&mut params, call)?;
         let _records = point_to_tables(&mut params, stream, call, workspace);
         set_waits(&mut params, call, workspace)?;
+        set_times(&mut params, call, problem.dims.heads_kv)?;
         params.q = query_map(call.q.tensor)?;
         params.o = query_map(call.o.tensor)?;
         problem.key_maps(&mut params)?;
         let blocks = self.blocks(CALL, call.options.margin)?.min(params.tiles);
         let grid = Grid { blocks: [blocks, 1, 1], threads: 384, smem: kernel.smem };
+        let function = if call.options.times.is_some() { &kernel.timed } else { &kernel.function };
         // What waits for events could not say is said here.
         stream.context().bind_to_thread().named("cuCtxSetCurrent")?;
         // SAFETY: tensors are in the bounds that their views were checked for or that their owner promised, and fit the
         // sizes; the tables are of the same mask and segments; the workspace is this stream's. The views and records
         // hold all of it until the launch is enqueued, and order frees and other uses behind it.
-        unsafe { launch("fm3_fwd_d128", &kernel.function, stream, grid, &params) }
+        unsafe { launch("fm3_fwd_d128", function, stream, grid, &params) }
     }
 
     /// Blocks that run at once.
@@ -163,7 +168,7 @@ fn point_to_tables<'a>(
     stream: &'a CudaStream,
     call: &ForwardCall<'a>,
     workspace: &Workspace,
-) -> [Option<SyncOnDrop<'a>>; 3] {
+) -> [Option<SyncOnDrop<'a>>; 4] {
     let (base, mask) = call.mask.address(stream);
     let arena = call.mask.arena();
     let address = |word: usize| base + 4 * word as u64;
@@ -174,7 +179,7 @@ fn point_to_tables<'a>(
     params.ranked = address(arena.by_rows.ranked.start);
     params.places = address(arena.places.start);
     params.claims = workspace.claims();
-    let mut records = [Some(mask), None, None];
+    let mut records = [Some(mask), None, None, None];
     params.segments = match call.keys {
         Keys::Whole { .. } => workspace.one_segment(),
         Keys::Segments { table, .. } => {
@@ -186,6 +191,10 @@ fn point_to_tables<'a>(
     if let Some(abort) = call.options.abort {
         let (address, record) = abort.address(stream);
         (params.abort, records[2]) = (address, Some(record));
+    }
+    if let Some(times) = call.options.times {
+        let (address, record) = times.address(stream);
+        (params.times, records[3]) = (address, Some(record));
     }
     records
 }
@@ -208,5 +217,15 @@ fn set_waits(params: &mut ForwardParams, call: &ForwardCall<'_>, workspace: &Wor
         // 0 would mean no deadline; 584 years are one.
         u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX).max(1)
     });
+    Ok(())
+}
+
+/// The records must be as many as the kernel counts.
+fn set_times(params: &mut ForwardParams, call: &ForwardCall<'_>, heads_kv: usize) -> Result<(), Error> {
+    let Some(times) = call.options.times else { return Ok(()) };
+    let PieceCounts { segments, pieces } = times.counts();
+    equal(CALL, ["times", "segments"], segments, call.mask.segments().rows().len())?;
+    equal(CALL, ["times", "pieces"], pieces, heads_kv.div_ceil(params.heads_per_piece as usize))?;
+    params.pieces = narrow(CALL, "pieces", pieces)?;
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! Backward attention on a Hopper: three launches a call.
 #![expect(unsafe_code, reason = "kernels are launched")]
 use bytemuck::Zeroable;
-use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
+use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, SyncOnDrop};
 
 use super::CudaError;
 use super::attention::{Attention, query_map};
 use super::backward_kernels::Backward;
 use super::backward_parts::{GradientPart, PartGrads};
 use super::backward_problem::{BackwardProblem, check_like_keys, grad_maps};
+use super::backward_split::is_split;
 use super::backward_views::{KeyGrads, LseView};
 use super::backward_workspace::{Addresses, BackwardWorkspace};
 use super::check::wrong;
@@ -36,7 +37,8 @@ pub struct BackwardCall<'a> {
     pub lse: &'a LseView<'a>,
     /// dQ, the type and extents of Q; fully masked rows are 0.
     pub dq: &'a DeviceViewMut<'a>,
-    /// dK and dV, the type and extents of the keys; rows that nobody sees are 0.
+    /// dK and dV, the extents of the keys, and their type or, both [`Whole`](KeyGrads::Whole), f32; rows that nobody sees
+    /// are 0.
     pub grads: KeyGrads<'a>,
     /// Who sees whom, prepared for the same key segments.
     pub mask: &'a PreparedMask,
@@ -78,6 +80,13 @@ pub struct BackwardOptions {
     /// Whether dQ of equal calls has equal bits, whatever the number of multiprocessors: its sums are then added in one
     /// order, which costs waiting. dK and dV always repeat.
     pub deterministic: bool,
+    /// Parts that the query heads of each KV head are divided into, a divisor of hq / hkv; none: 1.
+    ///
+    /// The tiles of a launch are 128 keys of one KV head with all its query heads, whose dK and dV are summed in registers.
+    /// With few KV heads and short sequences these are fewer tiles than the device has multiprocessors (132). Parts are
+    /// tiles of their own; their dK and dV are added in f32 by a launch more, in order, so that equal calls still have
+    /// equal bits. Only for [`Attention::backward`] with all keys in one tensor, in any order of dQ.
+    pub head_parts: Option<usize>,
 }
 
 impl<'a> BackwardCall<'a> {
@@ -98,8 +107,10 @@ impl Attention {
     /// # Errors
     /// As [`forward`](Self::forward); [`CudaError::NoKernels`] when the backward kernels are not there;
     /// [`CudaError::Workspace`] when the problem does not fit (deterministic calls need
-    /// [`BackwardWorkspace::bytes_in_parts`]); [`CudaError::Value`] for keys with signals, which
-    /// [`begin_backward`](Self::begin_backward) takes, and for segments whose gradients would lie on each other.
+    /// [`BackwardWorkspace::bytes_in_parts`], those with [`head_parts`](BackwardOptions::head_parts) or f32 dK and dV
+    /// [`BackwardWorkspace::bytes_split`]); [`CudaError::Value`] for keys with signals, which
+    /// [`begin_backward`](Self::begin_backward) takes, for segments whose gradients would lie on each other, and for
+    /// head parts or f32 gradients together with segments or `deterministic`.
     pub fn backward(
         &self,
         stream: &CudaStream,
@@ -110,6 +121,9 @@ impl Attention {
             let rule = "0: this call does not wait, give it a table without signals, or use begin_backward"
                 .to_owned();
             return Err(wrong(CALL, "signals", 1, rule));
+        }
+        if is_split(call) {
+            return self.backward_split(stream, call, workspace);
         }
         if call.options.deterministic {
             let mut pass = self.begin(CALL, stream, call.inputs(), workspace)?;
@@ -139,14 +153,14 @@ impl Attention {
         let blocks = self.blocks(CALL, call.options.margin)?.min(params.tiles);
         // What waits for events could not say is said here.
         stream.context().bind_to_thread().named("cuCtxSetCurrent")?;
-        enqueue(stream, kernels, call, &params, blocks)
+        enqueue(stream, (kernels, &kernels.gradients), call, &params, blocks)
     }
 }
 
-/// The three launches of a call whose parts were all checked.
-fn enqueue(
+/// The three launches of a call whose parts were all checked, with the main kernel's form.
+pub(super) fn enqueue(
     stream: &CudaStream,
-    kernels: &Backward,
+    (kernels, gradients): (&Backward, &CudaFunction),
     call: &BackwardCall<'_>,
     params: &BackwardParams,
     blocks: u32,
@@ -161,7 +175,7 @@ fn enqueue(
     let grid = Grid { blocks: [blocks, 1, 1], threads: 384, smem: kernels.smem };
     // SAFETY: as above; the tables are of the same mask and segments, and rows and sums were written by the kernel
     // before it on the stream.
-    unsafe { launch("fm3_bwd_d128", &kernels.gradients, stream, grid, params)? };
+    unsafe { launch("fm3_bwd_d128", gradients, stream, grid, params)? };
     let finish = finish_params(call.dq.tensor, params);
     let grid = Grid { blocks: [finish.blocks, heads, batch], threads: 256, smem: 0 };
     // SAFETY: as above; the sums are complete when the kernel before it is.
@@ -199,7 +213,7 @@ pub(super) fn finish_params(dq: Tensor, params: &BackwardParams) -> BackwardFini
 }
 
 /// Batch, row, head.
-fn strides(tensor: Tensor) -> [u64; 3] {
+pub(super) fn strides(tensor: Tensor) -> [u64; 3] {
     let strides = tensor.strides;
     [strides.batch, strides.seq, strides.heads].map(|stride| stride as u64)
 }

@@ -18,6 +18,17 @@ pub(super) struct Backward {
     pub(super) smem: u32,
     pub(super) finish: CudaFunction,
     pub(super) parts: PartKernels,
+    pub(super) split: SplitKernels,
+}
+
+/// What calls take whose KV heads are split, or whose dK and dV are f32.
+#[derive(Debug)]
+pub(super) struct SplitKernels {
+    pub(super) gradients: CudaFunction,
+    /// Sums of parts, to tensors of the kernels' type.
+    pub(super) sum: CudaFunction,
+    /// The same to f32.
+    pub(super) sum_f32: CudaFunction,
 }
 
 /// What launches over some of the keys take.
@@ -87,5 +98,6 @@ fn load_one(
             ordered_slots: main("ordered_slots_")?,
             finish: small("finish_part")?,
         },
+        split: SplitKernels { gradients: main("split_")?, sum: small("sum")?, sum_f32: small("sum_f32")? },
     })
 }

@@ -113,6 +113,10 @@ impl Attention {
         if workspace.stream().as_ref() != stream {
             return Err(CudaError::Stream { call, tensor: "workspace" }.into());
         }
+        if let Some(parts) = inputs.options.head_parts.filter(|parts| *parts != 1) {
+            let rule = "1: parts of heads are for calls of Attention::backward in any order of dQ".to_owned();
+            return Err(wrong(call, "head_parts", parts as u64, rule));
+        }
         let kernels = self.kernels().backward(call, inputs.q.tensor.dtype)?;
         let checked = BackwardProblem::check(call, stream, &inputs)?;
         self.blocks(call, inputs.options.margin)?;

@@ -1,13 +1,12 @@
 //! Device memory of backward passes: sums of dQ in f32, two numbers for each query row, a counter of tiles.
 use std::sync::Arc;
-use std::time::Duration;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 
 use super::CudaError;
+use super::backward_expired::{BackwardExpired, expired};
 use super::driver::Named;
 use super::problem::HEAD_DIM;
-use super::workspace::WaitExpired;
 use crate::mask::{KeySegments, MaskDims};
 use crate::params::WaitReport;
 use crate::{Dims, Error, Shape};
@@ -21,52 +20,12 @@ const REPORT: usize = 64;
 /// Where the table is.
 const SEGMENT: usize = 128;
 
-/// In a report instead of a segment: the wait was for a turn.
-const TURN_REPORT: u32 = u32::MAX;
-
 /// Memory for backward passes on one stream. It is allocated once and never grows; it serves every shape that fits,
 /// and calls that use it may be in flight in any number, since the stream orders them.
 #[derive(Debug)]
 pub struct BackwardWorkspace {
     memory: CudaSlice<u8>,
     base: u64,
-}
-
-/// A wait of a backward pass that outlasted its deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BackwardExpired {
-    /// For keys.
-    Keys(WaitExpired),
-    /// For the turn to add to dQ: a mistake in the kernels, or a device that stood still.
-    Turn(TurnExpired),
-}
-
-/// A wait for a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TurnExpired {
-    /// Which 64 rows of dQ, counted through [b, hq, blocks of 64 rows].
-    pub rows: usize,
-    /// Block of the launch that waited.
-    pub block: usize,
-    /// Key tiles that should have added before.
-    pub wanted: u64,
-    /// Key tiles that had.
-    pub seen: u64,
-    /// How long.
-    pub waited: Duration,
-}
-
-impl std::fmt::Display for BackwardExpired {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Keys(expired) => expired.fmt(f),
-            Self::Turn(TurnExpired { rows, block, wanted, seen, waited }) => write!(
-                f,
-                "block {block} waited {waited:?} for its turn at rows {rows} of dQ: {seen} key tiles had added, wanted {wanted}"
-            ),
-        }
-    }
 }
 
 /// Where the parts for one shape lie, as offsets. All are multiples of 256 bytes.
@@ -111,6 +70,14 @@ pub(super) struct Lists {
     pub(super) key_tiles: usize,
 }
 
+/// What a call with split KV heads needs beside the rest, as offsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SplitParts {
+    dk_sums: usize,
+    dv_sums: usize,
+    end: usize,
+}
+
 /// Addresses for one pass in parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PassAddresses {
@@ -132,6 +99,22 @@ impl BackwardWorkspace {
     pub fn bytes_in_parts(shape: Shape, mask: MaskDims, segments: &KeySegments) -> usize {
         let lists = Lists { masks: mask.batch.saturating_mul(mask.heads), key_tiles: segments.key_tiles() };
         PassParts::of(shape.dims(), lists).end
+    }
+
+    /// Bytes that calls of `shape` need which split KV heads into so many parts
+    /// ([`BackwardOptions::head_parts`](super::BackwardOptions::head_parts)), or want f32 dK and dV (1 part): beside those
+    /// of [`bytes`](Self::bytes) 1024 * parts * b * hkv * (sk rounded up to 128).
+    pub fn bytes_split(shape: Shape, head_parts: usize) -> usize {
+        SplitParts::of(shape.dims(), head_parts).end
+    }
+
+    /// Allocates [`bytes_split`](Self::bytes_split) of the largest that it shall serve.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn split(stream: &Arc<CudaStream>, shape: Shape, head_parts: usize) -> Result<Self, Error> {
+        let bytes = Self::bytes_split(shape, head_parts);
+        Self::from_memory(stream.alloc_zeros::<u8>(bytes).named("cuMemAllocAsync")?)
     }
 
     /// Allocates [`bytes`](Self::bytes) of `shape`, the largest that it shall serve.
@@ -220,6 +203,20 @@ impl BackwardWorkspace {
 }
 
 impl BackwardWorkspace {
+    /// Places of dK and dV of all parts.
+    pub(super) fn split_addresses(
+        &self,
+        call: &'static str,
+        dims: Dims,
+        head_parts: usize,
+    ) -> Result<[u64; 2], Error> {
+        let parts = SplitParts::of(dims, head_parts);
+        if parts.end > self.memory.len() {
+            return Err(CudaError::Workspace { call, needed: parts.end, bytes: self.memory.len() }.into());
+        }
+        Ok([parts.dk_sums, parts.dv_sums].map(|offset| self.base + offset as u64))
+    }
+
     /// Places for a pass in parts.
     pub(super) fn pass_addresses(
         &self,
@@ -249,23 +246,6 @@ impl BackwardWorkspace {
     }
 }
 
-/// What a report says.
-fn expired(report: WaitReport) -> BackwardExpired {
-    let (block, wanted, seen) = (report.cta as usize, report.wanted, report.seen);
-    let waited = Duration::from_nanos(report.waited_ns);
-    if report.segment == TURN_REPORT {
-        return BackwardExpired::Turn(TurnExpired {
-            rows: report.kv_head as usize,
-            block,
-            wanted,
-            seen,
-            waited,
-        });
-    }
-    let (segment, kv_head) = (report.segment as usize, report.kv_head as usize);
-    BackwardExpired::Keys(WaitExpired { segment, kv_head, block, wanted, seen, waited })
-}
-
 impl PassParts {
     fn of(dims: Dims, lists: Lists) -> Self {
         let blocks = dims.seq_q.div_ceil(128).saturating_mul(2);
@@ -279,6 +259,18 @@ impl PassParts {
         let positions = after(turns, blocks);
         let order = after(positions, tiles);
         Self { poisoned, turns, positions, order, end: after(order, tiles) }
+    }
+}
+
+impl SplitParts {
+    fn of(dims: Dims, head_parts: usize) -> Self {
+        // A multiple of 128 rows, thus 512 bytes of f32.
+        let rows = dims.seq_k.div_ceil(128).saturating_mul(128);
+        let rows = rows.saturating_mul(dims.heads_kv).saturating_mul(dims.batch).saturating_mul(head_parts);
+        let bytes = rows.saturating_mul(HEAD_DIM * size_of::<f32>());
+        let dk_sums = Parts::of(dims).end;
+        let dv_sums = dk_sums.saturating_add(bytes);
+        Self { dk_sums, dv_sums, end: dv_sums.saturating_add(bytes) }
     }
 }
 
@@ -309,6 +301,18 @@ mod tests {
     }
 
     #[test]
+    fn sums_of_parts_of_heads_are_those_that_are_stated() {
+        let (shape, dims) = (shape(2, 129), shape(2, 129).dims());
+        assert_eq!(
+            BackwardWorkspace::bytes_split(shape, 3),
+            BackwardWorkspace::bytes(shape) + 1024 * 3 * 2 * 2 * 128
+        );
+        let parts = SplitParts::of(dims, 3);
+        assert_eq!(parts.dk_sums, BackwardWorkspace::bytes(shape));
+        assert_eq!(parts.dv_sums - parts.dk_sums, parts.end - parts.dv_sums);
+    }
+
+    #[test]
     fn a_pass_in_parts_counts_in_linear_memory() {
         let (shape, lists) = (shape(2, 1000), Lists { masks: 3, key_tiles: 70 });
         let parts = PassParts::of(shape.dims(), lists);
@@ -321,17 +325,6 @@ mod tests {
         let (mask, segments) =
             (MaskDims { batch: 1, heads: 3, seq_q: 1000, seq_k: 8960 }, KeySegments::whole(8960).unwrap());
         assert_eq!(BackwardWorkspace::bytes_in_parts(shape, mask, &segments), parts.end);
-    }
-
-    #[test]
-    fn a_report_of_a_turn_is_told_from_one_of_keys() {
-        let report =
-            WaitReport { state: 2, segment: 3, kv_head: 4, cta: 5, wanted: 7, seen: 6, waited_ns: 1000 };
-        let keys = expired(report);
-        assert!(matches!(keys, BackwardExpired::Keys(WaitExpired { segment: 3, kv_head: 4, .. })), "{keys}");
-        let turn = expired(WaitReport { segment: TURN_REPORT, ..report });
-        assert!(matches!(turn, BackwardExpired::Turn(TurnExpired { rows: 4, block: 5, .. })), "{turn}");
-        assert!(turn.to_string().contains("6 key tiles had added, wanted 7"));
     }
 
     #[test]

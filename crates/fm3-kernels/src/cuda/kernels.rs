@@ -29,7 +29,9 @@ pub struct Kernels {
 #[derive(Debug)]
 pub(super) struct Forward {
     pub(super) function: CudaFunction,
-    /// Dynamic shared memory that it wants, bytes.
+    /// The same, with times of its waits.
+    pub(super) timed: CudaFunction,
+    /// Dynamic shared memory that both want, bytes.
     pub(super) smem: u32,
 }
 
@@ -60,16 +62,18 @@ impl Kernels {
             return Err(CudaError::Capability { ordinal: context.ordinal(), capability }.into());
         }
         let count = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
-        let forward = |binary, name| -> Result<Forward, Error> {
+        let forward = |binary, dtype| -> Result<Forward, Error> {
             let module = module(context, binary, source)?;
             let smem = shared_memory(context, &module)?;
-            Ok(Forward { function: with_shared_memory(function(&module, name)?, smem)?, smem })
+            let one =
+                |form| with_shared_memory(function(&module, &format!("fm3_fwd_d128_{form}{dtype}"))?, smem);
+            Ok(Forward { function: one("")?, timed: one("timed_")?, smem })
         };
         let mask = module(context, Binary::Mask, source)?;
         Ok(Self {
             context: context.clone(),
-            forward_bf16: forward(Binary::ForwardBf16, "fm3_fwd_d128_bf16")?,
-            forward_f16: forward(Binary::ForwardF16, "fm3_fwd_d128_f16")?,
+            forward_bf16: forward(Binary::ForwardBf16, "bf16")?,
+            forward_f16: forward(Binary::ForwardF16, "f16")?,
             backward: backward_kernels::load(context, source)?,
             mask: MaskKernels {
                 tiles: function(&mask, "fm3_mask_tiles")?,

@@ -10,7 +10,9 @@ use super::files::{Binary, KernelSource};
 use super::kernels::{function, module, with_shared_memory};
 use super::launch::{Grid, launch};
 use crate::Error;
-use crate::params::{KernelParams, ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams};
+use crate::params::{
+    KernelParams, ProbeCheckParams, ProbeClockParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams,
+};
 
 /// The probes of one context.
 #[derive(Debug)]
@@ -19,6 +21,7 @@ pub struct Probes {
     hold: CudaFunction,
     echo: CudaFunction,
     check: CudaFunction,
+    clock: CudaFunction,
     multiprocessors: u32,
 }
 
@@ -42,6 +45,7 @@ impl Probes {
             hold: with_shared_memory(function(&module, "fm3_probe_hold")?, WHOLE)?,
             echo: function(&module, "fm3_probe_echo")?,
             check: with_shared_memory(function(&module, "fm3_probe_check")?, WHOLE)?,
+            clock: function(&module, "fm3_probe_clock")?,
             multiprocessors: count.named("cuDeviceGetAttribute")?.unsigned_abs(),
         })
     }
@@ -101,6 +105,16 @@ impl Probes {
         let grid = Grid { blocks: [self.multiprocessors, 1, 1], threads: 512, smem: WHOLE };
         // SAFETY: as in `copy`.
         unsafe { start("fm3_probe_check", &self.check, stream, grid, params) }
+    }
+
+    /// Answers a word with the clock.
+    ///
+    /// # Safety
+    /// As [`Probes::copy`].
+    pub(super) unsafe fn clock(&self, stream: &CudaStream, params: &ProbeClockParams) -> Result<(), Error> {
+        let grid = Grid { blocks: [1, 1, 1], threads: 1, smem: 0 };
+        // SAFETY: as in `copy`.
+        unsafe { start("fm3_probe_clock", &self.clock, stream, grid, params) }
     }
 }
 

@@ -131,8 +131,18 @@ device_struct! {
         pub sum_only: u32,
         /// Parts: KV heads of a group, of each map of dK and dV.
         pub grad_heads_per_group: [u32; KEY_MAPS],
+        /// Split: parts that the query heads of each KV head are in. `heads_kv`, `group`, `tiles` and `section_heads` are
+        /// then of parts: part i of KV head h is KV head h * split + i.
+        pub split: u32,
         /// Fills the struct to a multiple of its alignment.
-        pub reserved: [u32; 28],
+        pub reserved: u32,
+        /// Split, written: dK, f32 [b, hkv, split, key_tiles, 128 * 128], each tile in the order of the consumers'
+        /// registers.
+        pub dk_sums: u64,
+        /// Split, written: dV, likewise.
+        pub dv_sums: u64,
+        /// Fills the struct to a multiple of its alignment.
+        pub rest: [u32; 22],
     }
 }
 
@@ -217,4 +227,37 @@ device_struct! {
     }
 }
 
-kernel_params!(BackwardPrepareParams, BackwardOrderParams, BackwardParams, BackwardFinishParams);
+device_struct! {
+    /// fm3_bwd_sum: dK and dV of the parts of KV heads, added in their order. Grid (2 * key_tiles, hkv, b), 256 threads.
+    #[repr(C)]
+    pub struct BackwardSumParams {
+        /// From fm3_bwd_d128_split: dK, f32 [b, hkv, split, key_tiles, 128 * 128].
+        pub dk_sums: u64,
+        /// Likewise dV.
+        pub dv_sums: u64,
+        /// Written: dK, [b, sk, hkv, 128], 16-bit or f32; rows are multiples of 16 bytes apart.
+        pub dk: u64,
+        /// Written: dV, likewise.
+        pub dv: u64,
+        /// From one sequence, row and head of dK to the next, elements.
+        pub dk_strides: [u64; 3],
+        /// Of dV.
+        pub dv_strides: [u64; 3],
+        /// KV heads, hkv.
+        pub heads_kv: u32,
+        /// Parts of each.
+        pub split: u32,
+        /// Key rows, sk.
+        pub seq_k: u32,
+        /// Tiles of 128 key rows.
+        pub key_tiles: u32,
+    }
+}
+
+kernel_params!(
+    BackwardPrepareParams,
+    BackwardOrderParams,
+    BackwardParams,
+    BackwardFinishParams,
+    BackwardSumParams
+);

@@ -48,6 +48,23 @@ device_struct! {
 }
 
 device_struct! {
+    /// When blocks waited, nanoseconds of the device's clock (`%globaltimer`). Zero before the launch.
+    #[repr(C)]
+    pub struct WaitTimes {
+        /// The earliest begin, all bits inverted, so that the greatest is the earliest and 0 is none.
+        pub begin_inverted: u64,
+        /// The latest end.
+        pub end: u64,
+        /// Sum over blocks, nanoseconds.
+        pub sum_ns: u64,
+        /// The longest of a block, nanoseconds.
+        pub longest_ns: u64,
+        /// Blocks that waited; of the launch all of them.
+        pub blocks: u64,
+    }
+}
+
+device_struct! {
     /// Forward attention. Addresses are of device memory; sizes of tables are in numbers of elements.
     #[repr(C)]
     pub struct ForwardParams {
@@ -109,8 +126,12 @@ device_struct! {
         pub heads_per_group: [u32; KEY_MAPS],
         /// Softmax scale * log2(e), above 0.
         pub scale_log2: f32,
+        /// Timed: table of WaitTimes: one of the launch, whose blocks begin and end, then [segments, pieces].
+        pub times: u64,
+        /// Timed: pieces of a segment, of the table of times.
+        pub pieces: u32,
         /// Fills the struct to a multiple of its alignment.
-        pub reserved: [u32; 24],
+        pub reserved: [u32; 21],
     }
 }
 

@@ -11,19 +11,23 @@ mod mask;
 mod probe;
 
 pub use backward::{
-    BackwardFinishParams, BackwardOrderParams, BackwardParams, BackwardPrepareParams, GradSegment, GradSlot,
+    BackwardFinishParams, BackwardOrderParams, BackwardParams, BackwardPrepareParams, BackwardSumParams,
+    GradSegment, GradSlot,
 };
-pub use forward::{ForwardParams, KEY_MAPS, KeySegment, TensorMap, WaitReport};
+pub use forward::{ForwardParams, KEY_MAPS, KeySegment, TensorMap, WaitReport, WaitTimes};
 pub use header::header;
 pub use layout::{CxxType, DeviceStruct, Field, KernelParams, Layout, MAX_PARAM_BYTES};
 pub use mask::{MaskListsParams, MaskRankParams, MaskTilesParams};
-pub use probe::{ProbeCheckParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, Source, pattern};
+pub use probe::{
+    ProbeCheckParams, ProbeClockParams, ProbeCopyParams, ProbeEchoParams, ProbeHoldParams, Source, pattern,
+};
 
 /// All structs, in the order of the header: a struct stands behind those that it holds.
-pub const LAYOUTS: [Layout; 17] = [
+pub const LAYOUTS: [Layout; 20] = [
     TensorMap::LAYOUT,
     KeySegment::LAYOUT,
     WaitReport::LAYOUT,
+    WaitTimes::LAYOUT,
     ForwardParams::LAYOUT,
     MaskTilesParams::LAYOUT,
     MaskListsParams::LAYOUT,
@@ -34,10 +38,12 @@ pub const LAYOUTS: [Layout; 17] = [
     BackwardOrderParams::LAYOUT,
     BackwardParams::LAYOUT,
     BackwardFinishParams::LAYOUT,
+    BackwardSumParams::LAYOUT,
     ProbeCopyParams::LAYOUT,
     ProbeHoldParams::LAYOUT,
     ProbeEchoParams::LAYOUT,
     ProbeCheckParams::LAYOUT,
+    ProbeClockParams::LAYOUT,
 ];
 
 /// Hash of the names, types, sizes and offsets of all [`LAYOUTS`]: equal on both sides, or nothing is launched.

@@ -73,6 +73,21 @@ device_struct! {
     }
 }
 
+device_struct! {
+    /// fm3_probe_clock: one thread answers a word with the device's clock, round after round.
+    #[repr(C)]
+    pub struct ProbeClockParams {
+        /// The u64 to wait for: round, from round 1.
+        pub word: u64,
+        /// Written: u64 `[rounds]`, nanoseconds of `%globaltimer`. Zero before.
+        pub replies: u64,
+        /// How many.
+        pub rounds: u64,
+        /// Longest wait in a round, nanoseconds; then the kernel ends.
+        pub deadline_ns: u64,
+    }
+}
+
 /// Number of a source of `fm3_probe_check`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source(pub u32);
@@ -84,7 +99,7 @@ pub const fn pattern(source: Source, index: u32) -> u32 {
     mixed ^ mixed >> 15
 }
 
-kernel_params!(ProbeCopyParams, ProbeHoldParams, ProbeEchoParams, ProbeCheckParams);
+kernel_params!(ProbeCopyParams, ProbeHoldParams, ProbeEchoParams, ProbeCheckParams, ProbeClockParams);
 
 #[cfg(test)]
 mod tests {

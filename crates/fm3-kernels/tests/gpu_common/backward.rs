@@ -107,6 +107,28 @@ impl<T: Half> GradBuffers<T> {
         self.with_call(gpu, case, inputs, |call| gpu.attention.backward(&gpu.stream, call, workspace))
     }
 
+    /// The same with dK and dV in f32, dense [b, s, h, d]; this object's own are left as they are.
+    pub fn launch_wide(
+        &mut self,
+        gpu: &Gpu,
+        case: &Case,
+        inputs: (&Buffers<T>, &PreparedMask),
+        workspace: &mut BackwardWorkspace,
+    ) -> Result<[Vec<f32>; 2], Error> {
+        let (stream, extents) = (&gpu.stream, case.keys());
+        let poisoned = || stream.clone_htod(&vec![f32::NAN; count(extents)]).unwrap();
+        let [mut dk, mut dv] = [poisoned(), poisoned()];
+        self.with_call(gpu, case, inputs, |call| {
+            let dk = DeviceViewMut::bshd(&mut dk, stream, extents)?;
+            let dv = DeviceViewMut::bshd(&mut dv, stream, extents)?;
+            let call = BackwardCall { grads: KeyGrads::Whole { dk: &dk, dv: &dv }, ..*call };
+            gpu.attention.backward(stream, &call, workspace)
+        })?;
+        let both = [&dk, &dv].map(|data| stream.clone_dtoh(data).unwrap());
+        stream.synchronize().unwrap();
+        Ok(both)
+    }
+
     /// The same in parts.
     pub fn launch_parts(
         &mut self,
@@ -153,6 +175,7 @@ impl<T: Half> GradBuffers<T> {
             section_heads: case.section_heads,
             margin: case.margin.min(gpu.kernels().multiprocessors() - 1),
             deterministic: case.deterministic,
+            head_parts: case.head_parts,
         };
         with_inputs(gpu, case, (&buffers.q, &buffers.kv), |q, keys| {
             let scale = case.scale();

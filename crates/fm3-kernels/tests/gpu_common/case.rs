@@ -52,6 +52,8 @@ pub struct Case {
     pub section_heads: Option<usize>,
     /// Of the backward pass.
     pub deterministic: bool,
+    /// Of the backward pass.
+    pub head_parts: Option<usize>,
     pub seed: u64,
 }
 
@@ -68,6 +70,7 @@ impl Case {
             margin: 0,
             section_heads: None,
             deterministic: false,
+            head_parts: None,
             seed,
         }
     }
@@ -148,6 +151,9 @@ impl fmt::Display for Case {
         )?;
         if let Some(segmented) = &self.segmented {
             write!(f, " {segmented:?}")?;
+        }
+        if let Some(parts) = self.head_parts {
+            write!(f, " head parts {parts}")?;
         }
         write!(f, " margin {} section {:?} seed {}", self.margin, self.section_heads, self.seed)
     }

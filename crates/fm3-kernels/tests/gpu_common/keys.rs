@@ -2,8 +2,8 @@
 use fm3_kernels::Element;
 use fm3_kernels::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
 use fm3_kernels::cuda::{
-    AbortWord, DeviceView, DeviceViewMut, ForwardCall, ForwardOptions, KeyExtents, KeyMap, KeyStrides,
-    KeyTable, KeyView, Keys, LseMut, PreparedMask, SegmentAt, Signal, Wait, Workspace,
+    AbortWord, DeviceView, DeviceViewMut, ForwardCall, ForwardOptions, ForwardTimes, KeyExtents, KeyMap,
+    KeyStrides, KeyTable, KeyView, Keys, LseMut, PreparedMask, SegmentAt, Signal, Wait, Workspace,
 };
 use fm3_kernels::view::{Extents, Strides};
 
@@ -47,6 +47,7 @@ pub struct Pool<T> {
 pub struct Waits<'a> {
     pub wait: Option<Wait>,
     pub abort: Option<&'a AbortWord>,
+    pub times: Option<&'a ForwardTimes>,
 }
 
 pub fn nan<T: Element>(len: usize) -> Vec<T> {
@@ -94,6 +95,7 @@ impl<T: Half> Buffers<T> {
             margin: case.margin.min(gpu.kernels().multiprocessors() - 1),
             wait: waits.wait,
             abort: waits.abort,
+            times: waits.times,
         };
         let (o_strides, _) = case.layout.strides(queries);
         let o = DeviceViewMut::strided(&mut o, stream, queries, o_strides)?;

@@ -2,7 +2,7 @@
 use std::ffi::c_char;
 
 use super::control::{self, ID_VERSION, UniqueId};
-use super::{VERSION, give_up, world};
+use super::{VERSION, give_up, proxy, world};
 use crate::{c, config};
 
 /// `NVSHMEMX_INIT_WITH_UNIQUEID`.
@@ -101,7 +101,11 @@ extern "C" fn nvshmemx_hostlib_init_attr(flags: u32, attributes: *const Attribut
     }
     match world::meet(&id, rank, world) {
         // Without a device there is no heap yet, and that is no error.
-        Ok(world) => _ = world.heap(),
+        Ok(world) => {
+            if world.heap().is_some() {
+                proxy::start();
+            }
+        }
         Err(why) => give_up(&format!("rank {rank} of {world} cannot meet the others: {why}")),
     }
     0
@@ -110,4 +114,5 @@ extern "C" fn nvshmemx_hostlib_init_attr(flags: u32, attributes: *const Attribut
 #[unsafe(no_mangle)]
 extern "C" fn nvshmemx_hostlib_finalize() {
     world::end();
+    proxy::stop();
 }

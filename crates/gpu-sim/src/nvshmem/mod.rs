@@ -9,6 +9,7 @@ mod heap;
 mod host;
 mod init;
 mod on_stream;
+mod proxy;
 mod team;
 mod world;
 
@@ -19,6 +20,7 @@ const VERSION: (i32, i32, i32) = (3, 4, 5);
 #[expect(clippy::print_stderr, reason = "so does the library that is simulated")]
 fn give_up(why: &str) -> ! {
     eprintln!("gpu-sim NVSHMEM, process {}: {why}", std::process::id());
+    proxy::stop();
     std::process::exit(255)
 }
 

@@ -1,4 +1,4 @@
-//! Where dK and dV of a key tile go: tensors, or f32 slots for their owner, who adds them up.
+//! Where dK and dV of a key tile go: tensors, sums of parts, or f32 slots for their owner, who adds them up.
 use fm3_kernels::Element;
 use fm3_kernels::params::{BackwardParams, GradSegment, GradSlot, KeySegment};
 
@@ -21,6 +21,12 @@ pub(super) fn write<T: Element>(
     let table = (form.part && p.grad_segments != 0)
         .then(|| Array::<GradSegment>::at(p.grad_segments).get(place.segment()));
     let is_written = has_grads || table.is_none_or(|segment| segment.skip_unseen == 0);
+    if form.is_split() {
+        let first = (place.slab_head(p) * p.key_tiles as usize + place.key_tile) * ELEMENTS;
+        store(p.dk_sums, first, &tile.dk);
+        store(p.dv_sums, first, &tile.dv);
+        return;
+    }
     if form.slots {
         let segment = table.expect("a form with slots has their table");
         if is_written {

@@ -12,7 +12,7 @@ use crate::signal::Awaited;
 use crate::tensor::Rows;
 use crate::tile::TILE;
 
-/// What a kernel does beyond the plain one. All that is not plain is a part.
+/// What a kernel does beyond the plain one. All that is neither plain nor split is a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Form {
     /// A launch over some of the key tiles: signals, tables of gradients.
@@ -29,6 +29,12 @@ impl Form {
     pub(crate) const SLOTS: Self = Self { slots: true, ..Self::PART };
     pub(crate) const ORDERED: Self = Self { ordered: true, ..Self::PART };
     pub(crate) const ORDERED_SLOTS: Self = Self { slots: true, ..Self::ORDERED };
+    /// All keys, each KV head in parts of its query heads, whose dK and dV go to sums of their own.
+    pub(crate) const SPLIT: Self = Self { slots: true, ..Self::PLAIN };
+
+    pub(super) const fn is_split(self) -> bool {
+        self.slots && !self.part
+    }
 }
 
 /// Tiles of all blocks.
@@ -48,7 +54,7 @@ fn one_tile<T: Element>(p: &BackwardParams, form: Form, block: &mut Block, index
         tile.dv.fill(f32::NAN);
     }
     if !steps.is_empty() {
-        load_keys::<T>(p, &place, &mut tile);
+        load_keys::<T>(p, form, &place, &mut tile);
     }
     for step in &steps {
         let dq = tile.step::<T>(p, &place, *step);
@@ -73,15 +79,16 @@ fn await_keys(p: &BackwardParams, place: &KeyPlace, block: &mut Block, is_seen: 
         let head = u32::try_from(place.kv_head).unwrap_or(u32::MAX);
         let wanted = p.signal_base + u64::from(head / p.heads_per_piece) + 1;
         let awaited = Awaited { segment: place.place >> 20, head, wanted, block: block.index };
-        block.poisoned = !limits(p).await_signal(signal, awaited);
+        block.poisoned = limits(p).await_signal(signal, awaited).is_none();
     }
     !block.poisoned
 }
 
-fn load_keys<T: Element>(p: &BackwardParams, place: &KeyPlace, tile: &mut KeyTile) {
+fn load_keys<T: Element>(p: &BackwardParams, form: Form, place: &KeyPlace, tile: &mut KeyTile) {
     let KeySegment { map, slab, .. } = Array::at(p.segments).get(place.segment());
     let map = map as usize;
-    let (kv_head, per_group) = (place.kv_head as u64, u64::from(p.heads_per_group[map]));
+    let kv_head = if form.is_split() { place.kv_head / p.split as usize } else { place.kv_head };
+    let (kv_head, per_group) = (kv_head as u64, u64::from(p.heads_per_group[map]));
     let row = (place.tile_in_segment() * TILE) as u64;
     let at = [row, kv_head % per_group, kv_head / per_group, u64::from(slab) + place.batch as u64];
     Rows::<T>::of(&p.k[map], 128).load(at, &mut tile.k);

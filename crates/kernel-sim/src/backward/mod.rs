@@ -7,7 +7,7 @@ mod step;
 mod turn;
 
 pub(crate) use gradients::{Form, gradients};
-pub(crate) use passes::{finish, finish_part, order, prepare};
+pub(crate) use passes::{finish, finish_part, order, prepare, sum_parts};
 
 use crate::tile::HEAD_DIM;
 

@@ -1,9 +1,11 @@
-//! The small kernels around the gradients: prepare, order, finish.
+//! The small kernels around the gradients: prepare, order, finish, sum.
 use std::f32::consts::LOG2_E;
 use std::sync::atomic::Ordering;
 
 use fm3_kernels::Element;
-use fm3_kernels::params::{BackwardFinishParams, BackwardOrderParams, BackwardPrepareParams};
+use fm3_kernels::params::{
+    BackwardFinishParams, BackwardOrderParams, BackwardPrepareParams, BackwardSumParams,
+};
 
 use super::{STEP_ELEMENTS, registers};
 use crate::blocks::Shape;
@@ -75,6 +77,29 @@ fn write_query_grads<T: Element>(p: &BackwardFinishParams, shape: Shape, scale: 
         let first = x * 64;
         for (row, dq) in (first..p.seq_q.min(first + 64)).zip(dq.chunks(HEAD_DIM)) {
             Array::at(p.dq).write(offset(p.dq_strides, [batch, row, head]), dq);
+        }
+    });
+}
+
+/// dK and dV of the parts of KV heads, added in their order; 64 rows of one KV head per block.
+pub(crate) fn sum_parts<Out: Element>(p: &BackwardSumParams, shape: Shape) {
+    shape.each(|[x, head, batch]| {
+        let slab_head = batch as usize * p.heads_kv as usize + head as usize;
+        let (tile, half) = (x as usize / 2, x as usize % 2);
+        for (from, to, strides) in [(p.dk_sums, p.dk, p.dk_strides), (p.dv_sums, p.dv, p.dv_strides)] {
+            let mut sums = [0.0; STEP_ELEMENTS];
+            for part in 0..p.split as usize {
+                let tile = (slab_head * p.split as usize + part) * p.key_tiles as usize + tile;
+                let mut more = [0.0; STEP_ELEMENTS];
+                Array::<f32>::at(from).read((2 * tile + half) * STEP_ELEMENTS, &mut more);
+                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            }
+            let mut rows = [Out::from_f32(0.0); STEP_ELEMENTS];
+            registers().for_each(|(at, place)| rows[at] = Out::from_f32(sums[place]));
+            let first = x * 64;
+            for (row, values) in (first..p.seq_k.min(first + 64)).zip(rows.chunks(HEAD_DIM)) {
+                Array::at(to).write(offset(strides, [batch, row, head]), values);
+            }
         }
     });
 }

@@ -41,7 +41,7 @@ pub(super) fn add_in_turn(p: &BackwardParams, block: &mut Block, (target, turn):
     let is_over = || word32(p.poisoned).load(Ordering::Relaxed) != 0 || limits(p).stopped();
     let load = || word.load(Ordering::Acquire);
     match spin(p.turn_deadline_ns, load, |seen| seen == turn, is_over) {
-        Ok(()) => {
+        Ok(_) => {
             add(p, target, dq);
             word.store(turn + 1, Ordering::Release);
         }

@@ -13,6 +13,8 @@ mod gpu_backward_ordered;
 mod gpu_backward_parts;
 #[path = "../../../fm3-kernels/tests/gpu_backward_parts_calls.rs"]
 mod gpu_backward_parts_calls;
+#[path = "../../../fm3-kernels/tests/gpu_backward_split.rs"]
+mod gpu_backward_split;
 #[path = "../../../fm3-kernels/tests/gpu_calls.rs"]
 mod gpu_calls;
 #[path = "../../../fm3-kernels/tests/gpu_forward.rs"]
@@ -33,10 +35,14 @@ const QUICK: &[&str] = &[
     "gpu_backward_calls::without_backward",
     "gpu_backward_ordered::a_deterministic_call",
     "gpu_backward_parts::f16_in_parts",
+    "gpu_backward_split::what_cannot",
+    "gpu_backward_split::parts_of",
+    "gpu_calls::clocks_of",
     "gpu_calls::every_mistake",
     "gpu_mask::",
     "gpu_segments::a_wait_that_expires",
     "gpu_segments::keys_that_come_late",
+    "gpu_segments::signals_that_are_there",
     "gpu_segments::the_abort_word",
     "small::",
     "tables::",

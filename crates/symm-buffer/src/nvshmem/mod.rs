@@ -1,10 +1,11 @@
 //! The GPU backend: ranks are processes with a GPU each (several may share one), over NVSHMEM's heap.
 //!
-//! Inside a machine nothing but the copy engines moves data: a put is `cuMemcpyBatchAsync` into the peer's heap and then
-//! stream memory operations, so no SM is used and no kernel of ours or of NVSHMEM runs. A signal has two words: one in
-//! the receiver's heap, which kernels look at, and one in memory of the host that all processes of the group share, which
-//! the host and waiting streams look at. So a wait of the host is a plain load, and whoever gives up can always let go of
-//! a stream by a plain store, whatever the device does.
+//! Between the GPUs of a machine nothing but the copy engines moves data: a put is `cuMemcpyBatchAsync` into the peer's
+//! heap and then stream memory operations, so no SM is used and no kernel of ours or of NVSHMEM runs. (Ranks that share a
+//! GPU copy inside it, which the driver does with SMs.) A signal has two words: one in the receiver's heap, which kernels
+//! look at, and one in memory of the host that all processes of the group share, which the host and waiting streams look
+//! at. So a wait of the host is a plain load, and whoever gives up can always let go of a stream by a plain store,
+//! whatever the device does.
 //!
 //! The shared memory also holds the collectives, the report of who gave up first, and a word that kernels look at to end
 //! with it. A process that dies loses a file lock, which the others see within some 20 ms. Rules: `docs/protocol.md`.

@@ -106,9 +106,10 @@ impl Node {
         self.cores.lock().clone()
     }
 
-    /// Adds a stream; nothing when there is no progress word left.
+    /// Adds a stream; nothing when there is no progress word left. Streams that were dropped go first, if they are done.
     pub(super) fn add(&self, make: impl FnOnce(usize) -> Core) -> Option<Arc<Core>> {
         let mut cores = self.cores.lock();
+        cores.retain(|core| !(core.is_orphan.load(Ordering::Acquire) && core.is_drained(self)));
         let index = (0..STREAMS).find(|index| cores.iter().all(|core| core.index != *index))?;
         let core = Arc::new(make(index));
         cores.push(core.clone());
@@ -121,7 +122,8 @@ impl Node {
         self.over.notify();
     }
 
-    /// The watch's thread.
+    /// The watch's thread. It calls neither the driver nor NVSHMEM, and looks at no memory of theirs: the process may exit
+    /// while it runs. The block is our own mapping of a file, which the driver's exit handlers do not unmap.
     pub(super) fn watch(&self) {
         let mut looked = Instant::now();
         while !self.is_over.load(Ordering::Acquire) {
@@ -146,7 +148,6 @@ impl Node {
         if record::read(&self.block).is_some() {
             self.release();
         }
-        self.cores.lock().retain(|core| !(core.is_orphan.load(Ordering::Acquire) && core.is_drained(self)));
     }
 
     /// Lets go of my streams, when all can know that nothing that follows means anything. A late post may lower a word

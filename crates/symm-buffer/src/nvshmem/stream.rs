@@ -12,7 +12,8 @@ use crate::deadline::{Deadline, poll_until};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 use crate::{Error, Report, Wait};
 
-/// A stream of this rank. Dropping it lets queued work go on.
+/// A stream of this rank. Dropping it lets queued work go on; the driver's stream goes when that is done and another is
+/// made, or with the fabric.
 #[derive(Debug)]
 pub struct NvshmemStream {
     pub(super) core: Arc<Core>,

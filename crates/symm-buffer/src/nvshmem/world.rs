@@ -70,6 +70,13 @@ pub struct NvshmemWorld {
 impl NvshmemWorld {
     /// Meets all ranks, over TCP, and starts NVSHMEM on `device`. Collective. The library's version goes into `terms`.
     ///
+    /// # Environment
+    /// NVSHMEM starts without its proxy thread ([`nvshmem_sys::Nvshmem::without_proxy`]), so that a process may end
+    /// without [`finalize`](Self::finalize), as it must when a peer is dead. For that `NVSHMEM_REMOTE_TRANSPORT` is set
+    /// to `none` and `NVSHMEM_DISABLE_LOCAL_ONLY_PROXY` to `1` in the environment of this process, each unless it is
+    /// there already, whatever its value. A program that has threads which read the environment from C at this moment
+    /// should set both before it starts them: then nothing is written here.
+    ///
     /// # Errors
     /// [`Error::Nvshmem`] where there is no library or it cannot start, [`Error::Driver`] where there is no driver or no
     /// such device; [`Error::Rendezvous`].
@@ -81,6 +88,10 @@ impl NvshmemWorld {
         deadline: Duration,
     ) -> Result<Arc<Self>, Error> {
         let nvshmem = nvshmem_sys::load(&config.search).map_err(Error::Nvshmem)?;
+        // SAFETY: NVSHMEM has no threads yet, and the driver none that this call has started; Rust's own reads are
+        // locked out. Of threads that the program may have in C we cannot know: it is told above what to do. Once set,
+        // the variables stay, so nothing is written when another world begins.
+        unsafe { nvshmem.without_proxy() };
         // A device that is not there must be found before others count on this rank.
         let context = context(device.0)?;
         let mut terms = terms.clone();

@@ -1,5 +1,7 @@
 //! Who is which rank, as launchers say it in variables. A pure function of them: whoever reads the environment passes
 //! it in.
+use std::net::Ipv4Addr;
+
 use super::{Place, Seat, Token, nodelist};
 use crate::{Error, Pe, World};
 
@@ -58,6 +60,51 @@ impl Launch {
         } else {
             Ok(None)
         }
+    }
+
+    /// One group of the job's ranks as a world of its own, for jobs that are split further than into the ranks of one
+    /// sequence (data, tensor or pipeline parallel as well). `ranks` are numbers in this launch, in the group's order: the
+    /// first becomes rank 0. Every rank of the group calls this with the same list; groups that run at one time do not
+    /// overlap. The group is on one machine, where it meets over the loopback interface.
+    ///
+    /// ```
+    /// # use symm_buffer::{Pe, rendezvous::Launch};
+    /// # let variables = [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "5"), ("MASTER_ADDR", "node0"), ("MASTER_PORT", "29500")];
+    /// # let launch = Launch::from_variables(|name| variables.iter().find(|it| it.0 == name).map(|it| it.1.to_owned()))?;
+    /// # let launch = launch.ok_or(symm_buffer::Error::NoRanks { call: "example" })?;
+    /// // Ranks 0 to 3 share one sequence, 4 to 7 the next: this is rank 5 of 8.
+    /// let first = launch.seat.me().0 / 4 * 4;
+    /// let group = launch.part(&[first, first + 1, first + 2, first + 3].map(Pe))?;
+    /// assert_eq!((group.seat.me(), group.seat.world().size()), (Pe(1), 4));
+    /// # Ok::<(), symm_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoPart`] when the list has no such rank as this, a rank twice or one that is not of the job, or there is
+    /// no port for it; [`Error::TooLong`] when the job's token has no room for the group's.
+    pub fn part(&self, ranks: &[Pe]) -> Result<Self, Error> {
+        let (me, size) = (self.seat.me(), self.seat.world().size());
+        let wrong = |pe: Pe, what: &'static str| Error::NoPart { me, pe, what };
+        let place = ranks.iter().position(|pe| *pe == me).ok_or_else(|| wrong(me, "is not in the list"))?;
+        for (at, pe) in ranks.iter().enumerate() {
+            if pe.index() >= size {
+                return Err(wrong(*pe, "is not of the job"));
+            }
+            if ranks[..at].contains(pe) {
+                return Err(wrong(*pe, "is in the list twice"));
+            }
+        }
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let seat = Seat::new(Pe(number(place)), World::new(number(ranks.len()))?)?;
+        // No other group of the machine begins with the same rank.
+        let port = u16::try_from(ranks[0].0)
+            .ok()
+            .and_then(|first| self.place.port.checked_add(first)?.checked_add(1));
+        let port = port
+            .ok_or_else(|| wrong(ranks[0], "would meet at a port beyond 65535; the job's must be lower"))?;
+        let host = Ipv4Addr::LOCALHOST.to_string();
+        let token = self.token.with(&format!(" {:016x}", hash(&format!("{ranks:?}"))))?;
+        Ok(Self { seat, place: Place { host, port, bind: None }, token, ..self.clone() })
     }
 }
 
@@ -236,5 +283,59 @@ mod tests {
         assert!(error.to_string().contains("MASTER_ADDR"), "{error}");
         assert!(matches!(from(TORCHRUN, &[("RANK", "8")]), Err(Error::NoSuchPe { .. })));
         assert!(matches!(from(TORCHRUN, &[("WORLD_SIZE", "0")]), Err(Error::NoRanks { .. })));
+    }
+
+    #[test]
+    fn every_rank_of_a_split_job_has_a_seat_and_groups_meet_apart() {
+        let job = |rank: u32| {
+            let rank = rank.to_string();
+            from(TORCHRUN, &[("RANK", &rank), ("LOCAL_RANK", &rank)]).unwrap().unwrap()
+        };
+        for groups in
+            [vec![vec![0, 1, 2, 3], vec![4, 5, 6, 7]], vec![vec![6, 0, 2], vec![1, 3, 5, 7], vec![4]]]
+        {
+            let mut met = Vec::new();
+            for group in &groups {
+                let ranks: Vec<Pe> = group.iter().copied().map(Pe).collect();
+                let parts: Vec<Launch> = group.iter().map(|rank| job(*rank).part(&ranks).unwrap()).collect();
+                for (number, (part, rank)) in (0..).zip(parts.iter().zip(group)) {
+                    assert_eq!(part.seat, seat(number, u32::try_from(group.len()).unwrap()));
+                    assert_eq!(
+                        (part.local, &part.place, &part.token),
+                        (*rank, &parts[0].place, &parts[0].token)
+                    );
+                    assert_eq!(part.place.host, "127.0.0.1");
+                }
+                assert_ne!((&parts[0].place, &parts[0].token), (&job(0).place, &job(0).token));
+                met.push((parts[0].place.port, parts[0].token.clone()));
+            }
+            for (at, one) in met.iter().enumerate() {
+                assert!(met[..at].iter().all(|other| other.0 != one.0 && other.1 != one.1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_list_of_ranks_is_named() {
+        let job = from(TORCHRUN, &[]).unwrap().unwrap();
+        for (ranks, pe, part) in [
+            (&[0, 1][..], 5, "not in the list"),
+            (&[], 5, "not in the list"),
+            (&[5, 8], 8, "not of the job"),
+            (&[5, 1, 1], 1, "twice"),
+        ] {
+            let ranks: Vec<Pe> = ranks.iter().copied().map(Pe).collect();
+            let error = job.part(&ranks).unwrap_err();
+            assert!(
+                matches!(error, Error::NoPart { me: Pe(5), pe: Pe(found), .. } if found == pe),
+                "{error}"
+            );
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let high = from(TORCHRUN, &[("MASTER_PORT", "65530")]).unwrap().unwrap();
+        assert!(high.part(&[Pe(5)]).unwrap_err().to_string().contains("65535"));
+        let mut long = job;
+        long.token = Token::new(&"x".repeat(super::super::MAX_TOKEN)).unwrap();
+        assert!(matches!(long.part(&[Pe(5)]), Err(Error::TooLong { .. })));
     }
 }

@@ -114,6 +114,12 @@ impl Token {
         at_most("Token::new", text.len(), MAX_TOKEN)?;
         Ok(Self(text.as_bytes().to_vec()))
     }
+
+    /// The same and some more.
+    fn with(&self, text: &str) -> Result<Self, Error> {
+        at_most("Token::with", self.0.len() + text.len(), MAX_TOKEN)?;
+        Ok(Self([&self.0, text.as_bytes()].concat()))
+    }
 }
 
 /// Does not show it: logs are read by many.

@@ -251,6 +251,12 @@ struct Consumer {
         named_sync(kEpilogueBarrier + warpgroup, 128);
         if (thread == 0) barrier_arrive(barriers.keys_empty());
         const TileMessage tile = load_tile(slot);
+        if constexpr (Form::kSplit) {
+            // There is one segment, whose tiles are the places.
+            const GradTile sums = {nullptr, static_cast<uint64_t>(tile.slab_head) * p.key_tiles + tile.place};
+            sums.store_to(p.dk_sums, p.dv_sums, key_grads, value_grads, p.scale, warpgroup, thread);
+            return;
+        }
         const GradTile grad = GradTile::of(p, tile);
         if (grad.is_written(tile)) {
             grad.store(key_grads, value_grads, p.scale, warpgroup, thread);

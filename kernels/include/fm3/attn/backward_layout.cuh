@@ -6,14 +6,17 @@
 
 namespace fm3::backward {
 
-// What a kernel does beyond the plain one. All that is not plain is a part.
+// What a kernel does beyond the plain one. All that is neither plain nor split is a part.
 template <bool kPart_, bool kSlots_, bool kOrdered_>
 struct Form {
     static constexpr bool kPart = kPart_;        // a launch over some of the key tiles: signals, tables of gradients
     static constexpr bool kSlots = kSlots_;      // dK and dV go to slots in f32
     static constexpr bool kOrdered = kOrdered_;  // dQ is added in the order of the tiles
+    // A launch over all keys whose KV heads are split: each has some of the query heads, and sums of its own in f32.
+    static constexpr bool kSplit = kSlots_ && !kPart_;
 };
 using Plain = Form<false, false, false>;
+using Split = Form<false, true, false>;
 using Part = Form<true, false, false>;
 using SlotsPart = Form<true, true, false>;
 using OrderedPart = Form<true, false, true>;

@@ -1,4 +1,4 @@
-// The small passes around the backward kernel: what it needs of each row, and dQ from its sums.
+// The small passes around the backward kernel: what it needs of each row, dQ from its sums, dK and dV from those of parts.
 #pragma once
 #include <cstdint>
 
@@ -77,6 +77,60 @@ __device__ __forceinline__ void finish(const BackwardFinishParams& p) {
             uint16_t* to = reinterpret_cast<uint16_t*>(p.dq) + row_offset(p.dq_strides, row);
             reinterpret_cast<uint4*>(to)[i % kUnits] = reinterpret_cast<const uint4*>(rows[i / kUnits])[i % kUnits];
         }
+    }
+}
+
+// Eight numbers to where they go: as they are, or rounded once.
+template <typename Out>
+__device__ __forceinline__ void store_eight(Out* to, const float* from) {
+    const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+    if constexpr (sizeof(Out) == sizeof(float)) {
+        reinterpret_cast<float4*>(to)[0] = low;
+        reinterpret_cast<float4*>(to)[1] = high;
+    } else {
+        *reinterpret_cast<uint4*>(to) = make_uint4(pack<Out>(low.x, low.y), pack<Out>(low.z, low.w),
+                                                   pack<Out>(high.x, high.y), pack<Out>(high.z, high.w));
+    }
+}
+
+// 64 rows of dK and dV of one KV head: what its parts have, added in their order. A tile lies in the order of the
+// consumers' registers, [warpgroup][8 columns][thread][4].
+template <typename Out>
+__device__ __forceinline__ void sum_parts(const BackwardSumParams& p) {
+    constexpr uint32_t kHalfUnits = kStepRows * kHeadDim / 4;  // of 16 bytes
+    constexpr uint32_t kTileUnits = kKeys * kHeadDim / 4;
+    __shared__ __align__(16) float rows[kStepRows][kHeadDim + 4];  // padded against bank conflicts
+    const uint64_t slab_head = static_cast<uint64_t>(blockIdx.z) * p.heads_kv + blockIdx.y;
+    const uint64_t tile = slab_head * p.split * p.key_tiles + blockIdx.x / 2;
+    const uint64_t from = tile * kTileUnits + blockIdx.x % 2 * kHalfUnits;
+    const uint64_t next_part = static_cast<uint64_t>(p.key_tiles) * kTileUnits;
+#pragma unroll 1
+    for (uint32_t values = 0; values < 2; ++values) {
+        const float4* sums = reinterpret_cast<const float4*>(values ? p.dv_sums : p.dk_sums) + from;
+        for (uint32_t i = threadIdx.x; i < kHalfUnits; i += kPassThreads) {
+            float4 sum = sums[i];
+            for (uint32_t part = 1; part < p.split; ++part) {
+                const float4 more = sums[part * next_part + i];
+                sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+            }
+            const uint32_t eight = i / 128, thread = i % 128;
+            const uint32_t row = thread / 32 * 16 + thread % 32 / 4, column = eight * 8 + thread % 4 * 2;
+            rows[row][column] = sum.x;
+            rows[row][column + 1] = sum.y;
+            rows[row + 8][column] = sum.z;
+            rows[row + 8][column + 1] = sum.w;
+        }
+        __syncthreads();
+        constexpr uint32_t kEights = kHeadDim / 8;
+        for (uint32_t i = threadIdx.x; i < kStepRows * kEights; i += kPassThreads) {
+            const uint32_t row = blockIdx.x * kStepRows + i / kEights;
+            if (row < p.seq_k) {
+                Out* to = values ? reinterpret_cast<Out*>(p.dv) + row_offset(p.dv_strides, row)
+                                 : reinterpret_cast<Out*>(p.dk) + row_offset(p.dk_strides, row);
+                store_eight(to + i % kEights * 8, &rows[i / kEights][i % kEights * 8]);
+            }
+        }
+        __syncthreads();
     }
 }
 

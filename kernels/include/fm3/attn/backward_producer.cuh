@@ -87,7 +87,7 @@ struct Loader {
     RingPosition<kQueryStages> queries;
     RingPosition<kGradientStages> gradients;
     uint32_t keys_parity;
-    SegmentReader segments;  // parts
+    SegmentReader<> segments;  // parts
 
     // Parts: waits until the keys of a tile are there, if somebody sees it. False: nothing is loaded any more.
     __device__ __forceinline__ bool await_keys(
@@ -105,9 +105,10 @@ struct Loader {
     __device__ __forceinline__ void load_keys(
         const BackwardParams& p, const KeyTilePlace& place, uint32_t key_place, bool seen) {
         const KeySegment segment = reinterpret_cast<const KeySegment*>(p.segments)[key_place >> 20];
-        const uint32_t group = place.kv_head / p.heads_per_group[segment.map];
+        const uint32_t kv_head = Form::kSplit ? place.kv_head / p.split : place.kv_head;
+        const uint32_t group = kv_head / p.heads_per_group[segment.map];
         const Coordinates5 at = {0, static_cast<int32_t>((key_place & 0xFFFFF) * kKeys),
-                                 static_cast<int32_t>(place.kv_head - group * p.heads_per_group[segment.map]),
+                                 static_cast<int32_t>(kv_head - group * p.heads_per_group[segment.map]),
                                  static_cast<int32_t>(group), static_cast<int32_t>(segment.slab + place.batch)};
         barrier_wait(barriers.keys_empty(), keys_parity);
         keys_parity ^= 1;

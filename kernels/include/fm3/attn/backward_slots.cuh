@@ -56,8 +56,14 @@ struct GradTile {
 
     __device__ __forceinline__ void store(
         const float (&dk)[64], const float (&dv)[64], float scale, uint32_t warpgroup, uint32_t thread) const {
-        float4* to_dk = units(segment->dk, warpgroup, thread);
-        float4* to_dv = units(segment->dv, warpgroup, thread);
+        store_to(segment->dk, segment->dv, dk, dv, scale, warpgroup, thread);
+    }
+
+    __device__ __forceinline__ void store_to(
+        uint64_t dk_slot, uint64_t dv_slot, const float (&dk)[64], const float (&dv)[64], float scale,
+        uint32_t warpgroup, uint32_t thread) const {
+        float4* to_dk = units(dk_slot, warpgroup, thread);
+        float4* to_dv = units(dv_slot, warpgroup, thread);
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
             to_dk[i * 128] = make_float4(dk[4 * i] * scale, dk[4 * i + 1] * scale, dk[4 * i + 2] * scale,

@@ -14,7 +14,8 @@ constexpr int kForwardThreads = 128 * (1 + kConsumers);
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
 
-template <typename Element>
+// Timed: the launch and its waits for signals go to the table of times.
+template <typename Element, bool kTimed = false>
 __device__ __forceinline__ void forward(const ForwardParams& p) {
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     const uint32_t shared = shared_address(shared_bytes);
@@ -33,7 +34,7 @@ __device__ __forceinline__ void forward(const ForwardParams& p) {
     if (group == 0) {
         lower_registers<kProducerRegisters>();
         if (threadIdx.x < 32) {
-            produce(p, shared_bytes);
+            produce<kTimed>(p, shared_bytes);
         }
     } else {
         raise_registers<kConsumerRegisters>();

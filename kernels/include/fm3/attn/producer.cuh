@@ -107,7 +107,36 @@ __device__ __forceinline__ void write_report(
     atomicExch(&report->state, 2u);
 }
 
-// What the copying lane knows of the segment that it reads from.
+// The earliest begin and the latest end of all blocks.
+__device__ __forceinline__ void record_begin(uint64_t record, uint64_t begin) {
+    auto* word = &reinterpret_cast<WaitTimes*>(record)->begin_inverted;
+    atomicMax(reinterpret_cast<unsigned long long*>(word), static_cast<unsigned long long>(~begin));
+}
+
+__device__ __forceinline__ void record_end(uint64_t record, uint64_t end) {
+    auto* times = reinterpret_cast<WaitTimes*>(record);
+    atomicMax(reinterpret_cast<unsigned long long*>(&times->end), static_cast<unsigned long long>(end));
+    atomicAdd(reinterpret_cast<unsigned long long*>(&times->blocks), 1ull);
+}
+
+// After a wait that was no mere look. `wanted` - signal_base is the piece + 1; record 0 is the launch's.
+__device__ __forceinline__ void record_wait(
+    const ForwardParams& p, uint32_t segment, uint64_t wanted, uint64_t waited_ns) {
+    if (waited_ns == 0) {
+        return;
+    }
+    const uint32_t index = segment * p.pieces + static_cast<uint32_t>(wanted - p.signal_base);
+    const uint64_t record = p.times + index * static_cast<uint64_t>(sizeof(WaitTimes));
+    const uint64_t now = global_nanoseconds();
+    record_begin(record, now - waited_ns);
+    record_end(record, now);
+    auto* times = reinterpret_cast<WaitTimes*>(record);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&times->sum_ns), static_cast<unsigned long long>(waited_ns));
+    atomicMax(reinterpret_cast<unsigned long long*>(&times->longest_ns), static_cast<unsigned long long>(waited_ns));
+}
+
+// What the copying lane knows of the segment that it reads from. Timed: its waits go to the table of times.
+template <bool kTimed = false>
 struct SegmentReader {
     uint32_t current;  // index, or none
     KeySegment segment;
@@ -138,6 +167,7 @@ struct SegmentReader {
         if (outcome.reached) {
             fence_global_to_async();
             if (remembered) verified[current] = outcome.seen;
+            if constexpr (kTimed) record_wait(p, current, wanted, outcome.waited_ns);
             return;
         }
         poisoned = true;
@@ -196,13 +226,14 @@ struct KeyTileAt {
 
 // Everything that one lane issues. V of an entry follows K of the next: a buffer of K is free when its scores are there,
 // one of V only after the next softmax, and K would wait behind it.
+template <bool kTimed>
 struct Loader {
     uint32_t shared;
     unsigned char* shared_bytes;
     Barriers barriers;
     RingPosition<kStages> ring;
     uint32_t q_parity;
-    SegmentReader segments;
+    SegmentReader<kTimed> segments;
     KeyTileAt values;  // V that is due
     bool values_due;
 
@@ -269,11 +300,13 @@ private:
 };
 
 // The whole life of the producer warp.
+template <bool kTimed>
 __device__ __forceinline__ void produce(const ForwardParams& p, unsigned char* shared_bytes) {
     const uint32_t lane = threadIdx.x;
     const uint32_t shared = shared_address(shared_bytes);
-    Loader loader = {shared, shared_bytes, Barriers{shared + offset::kBarriers}, {0, 1}, 1, {}, {}, false};
+    Loader<kTimed> loader = {shared, shared_bytes, Barriers{shared + offset::kBarriers}, {0, 1}, 1, {}, {}, false};
     if (lane == 0) {
+        if constexpr (kTimed) record_begin(p.times, global_nanoseconds());
         prefetch_map(p.q);
         prefetch_map(p.k[0]);
         prefetch_map(p.v[0]);
@@ -299,11 +332,17 @@ __device__ __forceinline__ void produce(const ForwardParams& p, unsigned char* s
                 more ? tile.place.query_head(p) : kNoMoreTiles, tile.place.row_tile, count, poisoned};
             barrier_arrive(loader.barriers.tile_full(tiles.stage));
         }
+        const RingPosition<2> last = tiles;
         tiles.advance();
         if (lane == 0 && count == 0) {
             loader.load_due_values(p);
         }
         if (!more) {
+            if (kTimed && lane == 0) {
+                // The consumers have read that there is no more when their last tile is on its way out.
+                barrier_wait(loader.barriers.tile_empty(last.stage), last.parity ^ 1);
+                record_end(p.times, global_nanoseconds());
+            }
             break;
         }
         loader.segments.current = 0xFFFFFFFFu;

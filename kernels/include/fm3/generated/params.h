@@ -5,7 +5,7 @@
 #include <cstdint>
 
 // Compared with the loader's when a binary is loaded.
-#define FM3_ABI_HASH 0xe70e51fa36d14bb5ull
+#define FM3_ABI_HASH 0xe2f754df6f188d23ull
 
 namespace fm3 {
 
@@ -59,6 +59,27 @@ static_assert(offsetof(WaitReport, cta) == 12);
 static_assert(offsetof(WaitReport, wanted) == 16);
 static_assert(offsetof(WaitReport, seen) == 24);
 static_assert(offsetof(WaitReport, waited_ns) == 32);
+
+// When blocks waited, nanoseconds of the device's clock (`%globaltimer`). Zero before the launch.
+struct WaitTimes {
+    // The earliest begin, all bits inverted, so that the greatest is the earliest and 0 is none.
+    uint64_t begin_inverted;
+    // The latest end.
+    uint64_t end;
+    // Sum over blocks, nanoseconds.
+    uint64_t sum_ns;
+    // The longest of a block, nanoseconds.
+    uint64_t longest_ns;
+    // Blocks that waited; of the launch all of them.
+    uint64_t blocks;
+};
+static_assert(sizeof(WaitTimes) == 40);
+static_assert(alignof(WaitTimes) == 8);
+static_assert(offsetof(WaitTimes, begin_inverted) == 0);
+static_assert(offsetof(WaitTimes, end) == 8);
+static_assert(offsetof(WaitTimes, sum_ns) == 16);
+static_assert(offsetof(WaitTimes, longest_ns) == 24);
+static_assert(offsetof(WaitTimes, blocks) == 32);
 
 // Forward attention. Addresses are of device memory; sizes of tables are in numbers of elements.
 struct ForwardParams {
@@ -120,8 +141,12 @@ struct ForwardParams {
     uint32_t heads_per_group[4];
     // Softmax scale * log2(e), above 0.
     float scale_log2;
+    // Timed: table of WaitTimes: one of the launch, whose blocks begin and end, then [segments, pieces].
+    uint64_t times;
+    // Timed: pieces of a segment, of the table of times.
+    uint32_t pieces;
     // Fills the struct to a multiple of its alignment.
-    uint32_t reserved[24];
+    uint32_t reserved[21];
 };
 static_assert(sizeof(ForwardParams) == 1536);
 static_assert(alignof(ForwardParams) == 128);
@@ -154,7 +179,9 @@ static_assert(offsetof(ForwardParams, mask_heads) == 1412);
 static_assert(offsetof(ForwardParams, mask_batch_step) == 1416);
 static_assert(offsetof(ForwardParams, heads_per_group) == 1420);
 static_assert(offsetof(ForwardParams, scale_log2) == 1436);
-static_assert(offsetof(ForwardParams, reserved) == 1440);
+static_assert(offsetof(ForwardParams, times) == 1440);
+static_assert(offsetof(ForwardParams, pieces) == 1448);
+static_assert(offsetof(ForwardParams, reserved) == 1452);
 
 // fm3_mask_tiles: bands of every column and a summary of every key tile. Grid (key_tiles, mh, mb), 128 threads.
 struct MaskTilesParams {
@@ -452,8 +479,18 @@ struct BackwardParams {
     uint32_t sum_only;
     // Parts: KV heads of a group, of each map of dK and dV.
     uint32_t grad_heads_per_group[4];
+    // Split: parts that the query heads of each KV head are in. `heads_kv`, `group`, `tiles` and `section_heads` are
+    // then of parts: part i of KV head h is KV head h * split + i.
+    uint32_t split;
     // Fills the struct to a multiple of its alignment.
-    uint32_t reserved[28];
+    uint32_t reserved;
+    // Split, written: dK, f32 [b, hkv, split, key_tiles, 128 * 128], each tile in the order of the consumers'
+    // registers.
+    uint64_t dk_sums;
+    // Split, written: dV, likewise.
+    uint64_t dv_sums;
+    // Fills the struct to a multiple of its alignment.
+    uint32_t rest[22];
 };
 static_assert(sizeof(BackwardParams) == 2688);
 static_assert(alignof(BackwardParams) == 128);
@@ -503,7 +540,11 @@ static_assert(offsetof(BackwardParams, turn_deadline_ns) == 2544);
 static_assert(offsetof(BackwardParams, heads_per_piece) == 2552);
 static_assert(offsetof(BackwardParams, sum_only) == 2556);
 static_assert(offsetof(BackwardParams, grad_heads_per_group) == 2560);
-static_assert(offsetof(BackwardParams, reserved) == 2576);
+static_assert(offsetof(BackwardParams, split) == 2576);
+static_assert(offsetof(BackwardParams, reserved) == 2580);
+static_assert(offsetof(BackwardParams, dk_sums) == 2584);
+static_assert(offsetof(BackwardParams, dv_sums) == 2592);
+static_assert(offsetof(BackwardParams, rest) == 2600);
 
 // fm3_bwd_finish: dQ = scale * sums, rounded once. Grid (2 * row_tiles, hq, b), 256 threads.
 struct BackwardFinishParams {
@@ -534,6 +575,42 @@ static_assert(offsetof(BackwardFinishParams, seq_q) == 44);
 static_assert(offsetof(BackwardFinishParams, blocks) == 48);
 static_assert(offsetof(BackwardFinishParams, scale) == 52);
 static_assert(offsetof(BackwardFinishParams, poisoned) == 56);
+
+// fm3_bwd_sum: dK and dV of the parts of KV heads, added in their order. Grid (2 * key_tiles, hkv, b), 256 threads.
+struct BackwardSumParams {
+    // From fm3_bwd_d128_split: dK, f32 [b, hkv, split, key_tiles, 128 * 128].
+    uint64_t dk_sums;
+    // Likewise dV.
+    uint64_t dv_sums;
+    // Written: dK, [b, sk, hkv, 128], 16-bit or f32; rows are multiples of 16 bytes apart.
+    uint64_t dk;
+    // Written: dV, likewise.
+    uint64_t dv;
+    // From one sequence, row and head of dK to the next, elements.
+    uint64_t dk_strides[3];
+    // Of dV.
+    uint64_t dv_strides[3];
+    // KV heads, hkv.
+    uint32_t heads_kv;
+    // Parts of each.
+    uint32_t split;
+    // Key rows, sk.
+    uint32_t seq_k;
+    // Tiles of 128 key rows.
+    uint32_t key_tiles;
+};
+static_assert(sizeof(BackwardSumParams) == 96);
+static_assert(alignof(BackwardSumParams) == 8);
+static_assert(offsetof(BackwardSumParams, dk_sums) == 0);
+static_assert(offsetof(BackwardSumParams, dv_sums) == 8);
+static_assert(offsetof(BackwardSumParams, dk) == 16);
+static_assert(offsetof(BackwardSumParams, dv) == 24);
+static_assert(offsetof(BackwardSumParams, dk_strides) == 32);
+static_assert(offsetof(BackwardSumParams, dv_strides) == 56);
+static_assert(offsetof(BackwardSumParams, heads_kv) == 80);
+static_assert(offsetof(BackwardSumParams, split) == 84);
+static_assert(offsetof(BackwardSumParams, seq_k) == 88);
+static_assert(offsetof(BackwardSumParams, key_tiles) == 92);
 
 // fm3_probe_copy: copies with as many blocks as the grid has, 512 threads each.
 struct ProbeCopyParams {
@@ -623,5 +700,23 @@ static_assert(offsetof(ProbeCheckParams, found) == 48);
 static_assert(offsetof(ProbeCheckParams, deadline_ns) == 56);
 static_assert(offsetof(ProbeCheckParams, sources) == 64);
 static_assert(offsetof(ProbeCheckParams, reserved) == 68);
+
+// fm3_probe_clock: one thread answers a word with the device's clock, round after round.
+struct ProbeClockParams {
+    // The u64 to wait for: round, from round 1.
+    uint64_t word;
+    // Written: u64 `[rounds]`, nanoseconds of `%globaltimer`. Zero before.
+    uint64_t replies;
+    // How many.
+    uint64_t rounds;
+    // Longest wait in a round, nanoseconds; then the kernel ends.
+    uint64_t deadline_ns;
+};
+static_assert(sizeof(ProbeClockParams) == 32);
+static_assert(alignof(ProbeClockParams) == 8);
+static_assert(offsetof(ProbeClockParams, word) == 0);
+static_assert(offsetof(ProbeClockParams, replies) == 8);
+static_assert(offsetof(ProbeClockParams, rounds) == 16);
+static_assert(offsetof(ProbeClockParams, deadline_ns) == 24);
 
 }  // namespace fm3
