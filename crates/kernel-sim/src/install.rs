@@ -3,9 +3,15 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
+use tempfile::NamedTempFile;
 
 const LIBRARY: &str = "libkernel_sim.so";
+
+/// The folder of the binaries, beside that file: it stays, and the next test finds it as it must be.
+const FOLDER: &str = "simulated-kernels";
+
+/// What is in each of them.
+const CONTENT: &[u8] = b"simulated";
 
 /// Binaries that `Kernels::load` reads; the simulated driver takes any bytes.
 const BINARIES: [&str; 6] =
@@ -29,7 +35,7 @@ pub enum Error {
         program: PathBuf,
     },
     /// The folder of kernels could not be made.
-    #[error("install: cannot write {} ({reason}); look at the folder for temporary files", .file.display())]
+    #[error("install: cannot write {} ({reason}); look at cargo's target folder", .file.display())]
     Write {
         /// The folder or file.
         file: PathBuf,
@@ -38,11 +44,11 @@ pub enum Error {
     },
 }
 
-/// The simulated driver with our kernels; its folders go when this is dropped.
+/// The simulated driver with our kernels, in folders that all tests share.
 #[derive(Debug)]
 pub struct Installed {
     driver: gpu_sim::Installed,
-    kernels: TempDir,
+    kernels: PathBuf,
     plugin: PathBuf,
 }
 
@@ -59,7 +65,7 @@ impl Installed {
 
     /// The folder for `KernelSource::Folder`.
     pub fn kernels(&self) -> &Path {
-        self.kernels.path()
+        &self.kernels
     }
 
     /// The simulated driver.
@@ -77,13 +83,28 @@ pub fn install() -> Result<Installed, Error> {
     let program = std::env::current_exe().map_err(Error::Program)?;
     let plugin = candidates(&program).into_iter().find(|file| file.is_file());
     let plugin = plugin.ok_or(Error::NotFound { program })?;
-    let kernels = TempDir::with_prefix("kernel-sim-")
-        .map_err(|reason| Error::Write { file: std::env::temp_dir(), reason })?;
+    let kernels = plugin.with_file_name(FOLDER);
+    let failed = |file: &Path| {
+        let file = file.to_path_buf();
+        |reason| Error::Write { file, reason }
+    };
+    std::fs::create_dir_all(&kernels).map_err(failed(&kernels))?;
     for name in BINARIES {
-        let file = kernels.path().join(format!("{name}.sm_90a.cubin"));
-        std::fs::write(&file, "simulated").map_err(|reason| Error::Write { file, reason })?;
+        let file = kernels.join(format!("{name}.sm_90a.cubin"));
+        write(&file).map_err(failed(&file))?;
     }
     Ok(Installed { driver, kernels, plugin })
+}
+
+/// Leaves a file that is as it must be alone: others may be reading it. A new one is there whole or not at all.
+fn write(file: &Path) -> io::Result<()> {
+    if std::fs::read(file).is_ok_and(|bytes| bytes == CONTENT) {
+        return Ok(());
+    }
+    let folder = file.parent().unwrap_or_else(|| Path::new("."));
+    let mut new = NamedTempFile::new_in(folder)?;
+    io::Write::write_all(&mut new, CONTENT)?;
+    new.persist(file).map(drop).map_err(|error| error.error)
 }
 
 /// Beside the program (tests), then in `deps` of the folders above (examples, programs): cargo refreshes the file in
@@ -93,4 +114,24 @@ fn candidates(program: &Path) -> Vec<PathBuf> {
     let folders = program.ancestors().skip(1).take(3);
     let above = folders.flat_map(|folder| [folder.join("deps").join(LIBRARY), folder.join(LIBRARY)]);
     beside.into_iter().chain(above).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binaries_are_written_once_and_mended() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.cubin");
+        write(&file).unwrap();
+        let written = std::fs::metadata(&file).unwrap().modified().unwrap();
+        write(&file).unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), written);
+        std::fs::write(&file, "half").unwrap();
+        write(&file).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), CONTENT);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(write(&folder.path().join("no/such")).is_err());
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use processes::{LONG, Part, Rank, expect_success, gpus, join, part, start};
 use symm_buffer::nvshmem::{NvshmemConfig, NvshmemFabric, NvshmemWorld, Ordinal, Search};
-use symm_buffer::rendezvous::{Place, Refusal, Seat, Terms, Token};
+use symm_buffer::rendezvous::{Launch, Launcher, Place, Refusal, Seat, Terms, Token};
 use symm_buffer::{
     Bytes, Copy2d, Corner, Epoch, Error, Fabric, Label, Pe, Post, Put, SignalId, Span, Step, Use, Wait, World,
 };
@@ -146,6 +146,39 @@ fn nvshmem_starts_and_ends_twenty_times_with_changing_worlds_rank() {
         fabric.close(LONG).unwrap();
         world.finalize(LONG).unwrap();
     }
+}
+
+/// A job of five is split into groups of two, whose worlds begin, work and end at one time, each with its own last word.
+#[test]
+fn groups_of_a_job_are_worlds_of_their_own() {
+    expect_success(job("groups_of_a_job_are_worlds_of_their_own", 5, 0));
+}
+
+#[test]
+#[ignore = "is started by its twin"]
+fn groups_of_a_job_are_worlds_of_their_own_rank() {
+    let Some(part) = part() else { return };
+    let launch = Launch {
+        seat: Seat::new(Pe(part.rank), World::new(part.ranks).unwrap()).unwrap(),
+        local: part.rank,
+        place: Place { host: "127.0.0.1".to_owned(), port: part.port, bind: None },
+        token: Token::new("a split job").unwrap(),
+        by: Launcher::Torchrun,
+    };
+    // Strided and in another order than the job's: what tensor parallelism leaves for a sequence.
+    let ranks = [&[0, 2][..], &[3, 1], &[0, 2], &[3, 1], &[4]][part.rank as usize];
+    let ranks: Vec<Pe> = ranks.iter().copied().map(Pe).collect();
+    let group = launch.part(&ranks).unwrap();
+    assert_eq!(ranks[group.seat.me().index()], Pe(part.rank));
+    let terms = Terms::new(group.token, Vec::new()).unwrap();
+    let device = Ordinal(group.local as usize % gpus().max(1));
+    let config = (device, NvshmemConfig::default());
+    let world = NvshmemWorld::meet(group.seat, &group.place, &terms, config, LONG).unwrap();
+    let fabric = world.fabric(LONG).unwrap();
+    assert_eq!(fabric.world().size(), ranks.len());
+    pass_on(&fabric);
+    fabric.close(LONG).unwrap();
+    world.finalize(LONG).unwrap();
 }
 
 /// Everybody sends to the next, twice as much as the heap's first chunk in all.
