@@ -19,7 +19,7 @@ pub(super) struct Compiler<'a> {
     /// The folder of the manifest.
     root: &'a Path,
     out: &'a Path,
-    arch: &'a str,
+    target: Target<'a>,
     /// State of a hash that has seen the compiler, the architecture and all headers.
     inputs: Xxh3,
 }
@@ -35,6 +35,14 @@ pub(super) struct Built {
     pub reused: bool,
     /// What the compiler said.
     pub record: Record,
+}
+
+/// What binaries are made for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub arch: &'a str,
+    /// Which line of the source an instruction is from, for profilers; most of a binary.
+    pub line_tables: bool,
 }
 
 /// Kept beside the binary, so that a binary which breaks its budget fails again when it is reused.
@@ -61,8 +69,9 @@ impl<'a> Compiler<'a> {
         toolkit: &'a Toolkit,
         root: &'a Path,
         out: &'a Path,
-        arch: &'a str,
+        target: Target<'a>,
     ) -> anyhow::Result<Self> {
+        let arch = target.arch;
         if !arch
             .strip_prefix("sm_")
             .is_some_and(|number| number.starts_with(|digit: char| digit.is_ascii_digit()))
@@ -71,14 +80,14 @@ impl<'a> Compiler<'a> {
         }
         let mut inputs = Xxh3::new();
         let counted = if toolkit.cuobjdump.is_some() { "counted" } else { "uncounted" };
-        for part in [toolkit.release.as_str(), arch, counted, &flags(arch).join(" ")] {
+        for part in [toolkit.release.as_str(), arch, counted, &flags(target).join(" ")] {
             add(&mut inputs, part.as_bytes());
         }
         for path in walk(&root.join("include")).context("cannot list the kernels' headers")? {
             add(&mut inputs, path.to_string_lossy().as_bytes());
             add(&mut inputs, &read(&root.join("include").join(path))?);
         }
-        Ok(Self { toolkit, root, out, arch, inputs })
+        Ok(Self { toolkit, root, out, target, inputs })
     }
 
     /// Compiles or reuses one binary.
@@ -87,7 +96,7 @@ impl<'a> Compiler<'a> {
     /// What the compiler complains about.
     pub(super) fn build(&self, binary: &Binary) -> anyhow::Result<Built> {
         let [ptx, cubin, stamp] = ["ptx", "cubin", "build.json"]
-            .map(|ending| self.out.join(format!("{}.{}.{ending}", binary.name, self.arch)));
+            .map(|ending| self.out.join(format!("{}.{}.{ending}", binary.name, self.target.arch)));
         let inputs = self.inputs_of(binary)?;
         let before: Option<Record> =
             std::fs::read(&stamp).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -121,7 +130,7 @@ impl<'a> Compiler<'a> {
     fn compile(&self, binary: &Binary, folder: &Path) -> anyhow::Result<Record> {
         let cubin = folder.join("out.cubin");
         let mut nvcc = Command::new(&self.toolkit.nvcc);
-        nvcc.current_dir(self.root).args(flags(self.arch));
+        nvcc.current_dir(self.root).args(flags(self.target));
         nvcc.args(binary.defines.iter().map(|define| format!("-D{define}")));
         nvcc.args(["--keep", "--keep-dir"])
             .arg(folder)
@@ -148,11 +157,12 @@ impl<'a> Compiler<'a> {
 }
 
 /// Flags of every binary. Paths in the line tables are relative: the working folder is that of the manifest.
-fn flags(arch: &str) -> Vec<String> {
+fn flags(Target { arch, line_tables }: Target<'_>) -> Vec<String> {
     let virtual_arch = arch.replacen("sm_", "compute_", 1);
-    let fixed = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "-I", "include"];
+    let fixed = ["-std=c++17", "-O3", "-Xptxas", "-v", "-I", "include"].into_iter();
+    let lines = line_tables.then_some("-lineinfo");
     let target = format!("-gencode=arch={virtual_arch},code={arch}");
-    [target].into_iter().chain(fixed.map(str::to_owned)).collect()
+    [target].into_iter().chain(fixed.chain(lines).map(str::to_owned)).collect()
 }
 
 /// The one PTX file that nvcc kept.

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::files::workspace_root;
 use crate::input::BadInput;
-use compile::{Built, Compiler};
+use compile::{Built, Compiler, Target};
 use manifest::Binary;
 use toolkit::Toolkit;
 
@@ -37,6 +37,9 @@ pub(crate) struct BuildKernelsArgs {
     /// Macro for all binaries, as NAME or NAME=VALUE; such builds want a folder of their own.
     #[arg(long, value_name = "MACRO", requires = "out")]
     define: Vec<String>,
+    /// Leaves out the line tables, which profilers read and which are most of a binary.
+    #[arg(long)]
+    no_line_tables: bool,
     /// Writes what the table shows, and the paths, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -44,14 +47,21 @@ pub(crate) struct BuildKernelsArgs {
 
 impl Default for BuildKernelsArgs {
     fn default() -> Self {
-        Self { arch: "sm_90a".to_owned(), jobs: None, out: None, define: Vec::new(), json: None }
+        Self {
+            arch: "sm_90a".to_owned(),
+            jobs: None,
+            out: None,
+            define: Vec::new(),
+            no_line_tables: false,
+            json: None,
+        }
     }
 }
 
 impl BuildKernelsArgs {
-    /// The kernels as this macro makes them, in a folder of their own.
+    /// The kernels as this macro makes them, in a folder of their own, for tests only.
     pub(crate) fn variant(define: String, out: PathBuf) -> Self {
-        Self { define: vec![define], out: Some(out), ..Self::default() }
+        Self { define: vec![define], out: Some(out), no_line_tables: true, ..Self::default() }
     }
 }
 
@@ -112,7 +122,8 @@ fn compile(args: &BuildKernelsArgs) -> anyhow::Result<Outcome> {
     let out = args.out.clone().unwrap_or_else(kernels_folder);
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let out = out.canonicalize()?;
-    let compiler = Compiler::new(&toolkit, &root, &out, &args.arch)?;
+    let compiler =
+        Compiler::new(&toolkit, &root, &out, Target { arch: &args.arch, line_tables: !args.no_line_tables })?;
     let build = |binary| compiler.build(binary);
     let built = pool.install(|| binaries.par_iter().map(build).collect());
     Ok(Outcome { toolkit, binaries, built, out })
