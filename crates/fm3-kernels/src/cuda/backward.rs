@@ -20,7 +20,7 @@ use super::view::{DeviceView, DeviceViewMut, Tensor};
 use crate::Error;
 use crate::params::{BackwardFinishParams, BackwardParams, BackwardPrepareParams};
 
-const CALL: &str = "Attention::backward";
+pub(super) const CALL: &str = "Attention::backward";
 
 /// One call: dQ, dK, dV of O = softmax(scale * Q K^T, where the mask lets it) V, all overwritten.
 #[derive(Clone, Copy, Debug)]
@@ -133,13 +133,8 @@ impl Attention {
             pass.gradients(&GradientPart { tiles, grads, wait: None, abort: None })?;
             return pass.finish(call.dq);
         }
-        if workspace.stream().as_ref() != stream {
-            return Err(CudaError::Stream { call: CALL, tensor: "workspace" }.into());
-        }
-        let kernels = self.kernels().backward(CALL, call.q.tensor.dtype)?;
         let inputs = call.inputs();
-        let checked = BackwardProblem::check(CALL, stream, &inputs)?;
-        checked.check_dq(stream, &inputs, call.dq)?;
+        let (kernels, checked) = self.check_backward(stream, call, workspace)?;
         let grads = grad_maps(CALL, stream, call.grads)?;
         check_like_keys(CALL, &checked.problem, call.keys, &grads)?;
         let scratch = workspace.addresses(CALL, checked.problem.dims)?;
@@ -154,6 +149,23 @@ impl Attention {
         // What waits for events could not say is said here.
         stream.context().bind_to_thread().named("cuCtxSetCurrent")?;
         enqueue(stream, (kernels, &kernels.gradients), call, &params, blocks)
+    }
+
+    /// All of a call but where dK and dV go.
+    pub(super) fn check_backward(
+        &self,
+        stream: &CudaStream,
+        call: &BackwardCall<'_>,
+        workspace: &BackwardWorkspace,
+    ) -> Result<(&Backward, BackwardProblem), Error> {
+        if workspace.stream().as_ref() != stream {
+            return Err(CudaError::Stream { call: CALL, tensor: "workspace" }.into());
+        }
+        let kernels = self.kernels().backward(CALL, call.q.tensor.dtype)?;
+        let inputs = call.inputs();
+        let checked = BackwardProblem::check(CALL, stream, &inputs)?;
+        checked.check_dq(stream, &inputs, call.dq)?;
+        Ok((kernels, checked))
     }
 }
 

@@ -4,10 +4,8 @@
 use bytemuck::Zeroable;
 use cudarc::driver::CudaStream;
 
-use super::CudaError;
 use super::attention::{Attention, query_map};
-use super::backward::{BackwardCall, enqueue, point_to_tables, strides};
-use super::backward_problem::BackwardProblem;
+use super::backward::{BackwardCall, CALL, enqueue, point_to_tables, strides};
 use super::backward_views::KeyGrads;
 use super::backward_workspace::BackwardWorkspace;
 use super::check::{equal, narrow, same_type, wrong};
@@ -17,8 +15,6 @@ use super::problem::{HEAD_DIM, Problem};
 use super::view::DeviceViewMut;
 use crate::params::{BackwardParams, BackwardSumParams};
 use crate::{DType, Error};
-
-const CALL: &str = "Attention::backward";
 
 /// Whether the sums of a call are made here.
 pub(super) fn is_split(call: &BackwardCall<'_>) -> bool {
@@ -35,13 +31,8 @@ impl Attention {
         call: &BackwardCall<'_>,
         workspace: &mut BackwardWorkspace,
     ) -> Result<(), Error> {
-        if workspace.stream().as_ref() != stream {
-            return Err(CudaError::Stream { call: CALL, tensor: "workspace" }.into());
-        }
-        let kernels = self.kernels().backward(CALL, call.q.tensor.dtype)?;
         let inputs = call.inputs();
-        let checked = BackwardProblem::check(CALL, stream, &inputs)?;
-        checked.check_dq(stream, &inputs, call.dq)?;
+        let (kernels, checked) = self.check_backward(stream, call, workspace)?;
         let split = check_parts(call, &checked.problem)?;
         let (dk, dv) = check_grads(stream, call, &checked.problem)?;
         let dims = checked.problem.dims;
