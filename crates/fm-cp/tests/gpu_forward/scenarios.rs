@@ -218,7 +218,9 @@ fn absent(part: &Part) {
     };
     // Another rank's time may have been up a little earlier.
     assert!(begin.elapsed() >= deadline / 2 && begin.elapsed() < LONG / 2, "{:?}", begin.elapsed());
-    assert!(error.to_string().contains("for rank 1 in stage 'gather' piece 0: signal"), "{error}");
+    // Blocks of either group of heads may be first to give up.
+    let text = error.to_string();
+    assert!(text.contains("for rank 1 in stage 'gather' piece ") && text.contains(": signal"), "{text}");
     assert!(handle.is_none_or(|handle| handle.is_done() && handle.wait().is_err()));
     assert!(memory.call(&mut group, &prepared, &stream).is_err(), "a failure stays");
     group.recover().unwrap();

@@ -1,4 +1,4 @@
-// Attention backward for Hopper: one producer warp, one warp that adds dQ, two consumer warpgroups.
+// Attention backward for Hopper: one producer warp, one or two warps that add dQ, two consumer warpgroups.
 // Shah et al., "FlashAttention-3"; Dao, "FlashAttention-2", algorithm 2.
 #pragma once
 #include <cstdint>
@@ -11,9 +11,9 @@
 namespace fm3::backward {
 
 constexpr int kThreads = 128 * (1 + kConsumers);
-// 56 + 2 * 224 = 504 = 3 * 168, which is what a thread has at the start.
-constexpr int kProducerRegisters = 56;
-constexpr int kConsumerRegisters = 224;
+// 24 + 2 * 240 = 504 = 3 * 168, which is what a thread has at the start.
+constexpr int kProducerRegisters = 24;
+constexpr int kConsumerRegisters = 240;
 
 template <typename Element, typename Form = Plain>
 __device__ __forceinline__ void run(const BackwardParams& p) {
@@ -34,8 +34,10 @@ __device__ __forceinline__ void run(const BackwardParams& p) {
         lower_registers<kProducerRegisters>();
         if (threadIdx.x < 32) {
             produce<Form>(p, shared, verified);
-        } else if (threadIdx.x < 64) {
-            add_query_grads<Form>(p, shared);
+        } else if (Form::kOrdered && threadIdx.x < 64) {
+            add_query_grads_in_turns(p, shared);
+        } else if (!Form::kOrdered && threadIdx.x < 96) {
+            add_query_grads(p, shared, threadIdx.x / 32 - 1);
         }
     } else {
         raise_registers<kConsumerRegisters>();

@@ -1,5 +1,6 @@
 // A consumer warpgroup of the backward kernel: 64 key rows of a tile against all query rows that see them.
-// S^T and dP^T have keys as rows, so that P^T and dS^T are operands in registers for dV and dK.
+// S^T and dP^T have keys as rows, so that P^T and dS^T are operands in registers for dV and dK. dQ of a step, which needs
+// dS of both warpgroups, is computed in the next one: neither waits for the other (docs/decisions/0005).
 #pragma once
 #include <cstdint>
 
@@ -9,12 +10,14 @@
 
 namespace fm3::backward {
 
-constexpr uint32_t kScoreGradientBarrier = 1;  // dS of both warpgroups is written
+constexpr uint32_t kKeysReadBarrier = 1;       // both warpgroups are done with K and V
 constexpr uint32_t kSumEmptyBarrier = 2;       // + warpgroup: its dQ buffer may be written
 constexpr uint32_t kSumFullBarrier = 4;        // + warpgroup: its dQ may be added
 constexpr uint32_t kEpilogueBarrier = 6;       // + warpgroup
+constexpr uint32_t kScoreGradientBarrier = 8;  // + 2 * stage + warpgroup: its dS is written
 constexpr uint32_t kSumThreads = 160;          // a warpgroup and the adding warp
 constexpr uint32_t kNoTarget = 0xFFFFFFFFu;
+constexpr int kLseAhead = 4;  // of 8 pairs of LSE, loaded before the products keep shared memory busy; 8 spill
 
 template <typename Element, typename Form>
 struct Consumer {
@@ -25,10 +28,11 @@ struct Consumer {
     RingPosition<kQueryStages> queries;
     RingPosition<kGradientStages> gradients;
 
-    float scores[32];        // S^T, then P^T
-    float score_grads[32];   // dP^T, then dQ
+    float scores[32];        // S^T, then dP^T
+    float query_grads[32];   // dQ of the step before
     float key_grads[64];     // dK
     float value_grads[64];   // dV
+    uint32_t target, turn;   // where that dQ goes; ordered: and when
 
     __device__ __forceinline__ void issue_scores() {
         pin(scores);
@@ -45,14 +49,14 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void issue_score_grads() {
-        pin(score_grads);
+        pin(scores);
         wgmma_fence();
         const uint64_t v = operand(anew(shared) + offset::kV + warpgroup * kWarpgroupBytes, 0);
         const uint64_t gradient = operand(anew(shared) + offset::kGradient + gradients.stage * kStepBytes, 0);
 #pragma unroll
         for (int step = 0; step < kHeadDim / 16; ++step) {
             const uint32_t column = step % 4 * 32;
-            wgmma_shared<Element>(score_grads, operand_plus(v, step / 4 * kPanelBytes + column),
+            wgmma_shared<Element>(scores, operand_plus(v, step / 4 * kPanelBytes + column),
                                   operand_plus(gradient, step / 4 * kStepPanelBytes + column), step != 0);
         }
         wgmma_commit();
@@ -71,15 +75,18 @@ struct Consumer {
         wgmma_commit();
     }
 
-    // dQ of 64 rows, columns 64 * warpgroup and up: dS K over all keys of the tile.
-    __device__ __forceinline__ void issue_query_grads() {
-        pin(score_grads);
+    // dQ of 64 rows, columns 64 * warpgroup and up: dS K over all keys of the tile. The fence after the barrier orders the
+    // dS of both warpgroups before the product: it may stand anywhere on the way (PTX ISA, "Causality order").
+    __device__ __forceinline__ void start_query_grads(uint32_t stage) {
+        named_sync(kScoreGradientBarrier + 2 * stage + (1 - warpgroup), 256);
+        fence_shared_to_async();
+        pin(query_grads);
         wgmma_fence();
-        const uint64_t ds = operand(anew(shared) + offset::kScoreGradient + gradients.stage * kStepBytes, 0);
+        const uint64_t ds = operand(anew(shared) + offset::kScoreGradient + stage * kStepBytes, 0);
         const uint64_t k = operand(anew(shared) + offset::kK + warpgroup * kPanelBytes, kPanelBytes);
 #pragma unroll
         for (int step = 0; step < kKeys / 16; ++step) {
-            wgmma_shared_rows<Element>(score_grads,
+            wgmma_shared_rows<Element>(query_grads,
                                        operand_plus(ds, step / 4 * kStepPanelBytes + step % 4 * 32),
                                        operand_plus(k, step * 2048), step != 0);
         }
@@ -127,6 +134,8 @@ struct Consumer {
         }
     }
 
+    __device__ __forceinline__ uint32_t lse_table() const { return shared + offset::kLse + queries.stage * kRowBytes; }
+
     // Two neighbouring rows' values per 8 columns of an accumulator.
     __device__ __forceinline__ float2 row_pair(uint32_t table, int j) const {
         float2 pair;
@@ -137,24 +146,24 @@ struct Consumer {
         return pair;
     }
 
-    __device__ __forceinline__ void exponentials() {
-        const uint32_t lse = shared + offset::kLse + queries.stage * kRowBytes;
+    // `lse`: its first kLseAhead pairs are there.
+    __device__ __forceinline__ void exponentials(float2 (&lse)[8]) {
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-            const float2 shift = row_pair(lse, j);
+            if (j + kLseAhead < 8) lse[j + kLseAhead] = row_pair(lse_table(), j + kLseAhead);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 float* s = scores + 4 * j + 2 * half;
-                s[0] = exp2_fast(__fmaf_rn(s[0], p.scale_log2, -shift.x));
-                s[1] = exp2_fast(__fmaf_rn(s[1], p.scale_log2, -shift.y));
+                s[0] = exp2_fast(__fmaf_rn(s[0], p.scale_log2, -lse[j].x));
+                s[1] = exp2_fast(__fmaf_rn(s[1], p.scale_log2, -lse[j].y));
             }
         }
     }
 
     // dS^T = P^T (dP^T - delta), packed for dK and written as dS[query][key] for dQ. P comes from its packed form: in
     // registers there is no room for both.
-    __device__ __forceinline__ void score_gradients(const uint32_t (&weights)[16], uint32_t (&packed)[16]) const {
-        const uint32_t delta = shared + offset::kDelta + gradients.stage * kRowBytes;
+    __device__ __forceinline__ void score_gradients(
+        const uint32_t (&weights)[16], const float2 (&delta)[8], uint32_t (&packed)[16]) const {
         const uint32_t lane = thread % 32;
         const uint32_t row = lane % 8 + 8 * (lane / 16);
         const uint32_t unit = (thread / 32 * 2 + (lane / 8 & 1)) ^ (row & 7);  // of 8 keys
@@ -164,77 +173,100 @@ struct Consumer {
         for (int j = 0; j < 4; ++j) {
 #pragma unroll
             for (int i = 4 * j; i < 4 * j + 4; ++i) {
-                const float2 shift = row_pair(delta, i / 2);
                 const float2 weight = unpack<Element>(weights[i]);
-                packed[i] = pack<Element>(weight.x * (score_grads[2 * i] - shift.x),
-                                          weight.y * (score_grads[2 * i + 1] - shift.y));
+                packed[i] = pack<Element>(weight.x * (scores[2 * i] - delta[i / 2].x),
+                                          weight.y * (scores[2 * i + 1] - delta[i / 2].y));
             }
             store_matrices_transposed(buffer + 16 * j * 128, packed[4 * j], packed[4 * j + 1], packed[4 * j + 2],
                                       packed[4 * j + 3]);
         }
+        named_arrive(kScoreGradientBarrier + 2 * gradients.stage + warpgroup, 256);
     }
 
-    // Hands dQ to the adding warp, in register order.
-    __device__ __forceinline__ void hand_over_query_grads(uint32_t target) {
+    // Hands dQ to the adding warp, in register order. That warp orders it before what the async proxy reads.
+    __device__ __forceinline__ void hand_over_query_grads() {
+        pin(query_grads);
         named_sync(kSumEmptyBarrier + warpgroup, kSumThreads);
         const uint32_t buffer = shared + offset::kQuerySum + warpgroup * kQuerySumBytes;
         if (thread == 0) {
             store_word(shared + offset::kTarget + 4 * warpgroup, target);
-            if constexpr (Form::kOrdered) {
-                const uint32_t turn = load_shared_word(shared + offset::kStep + queries.stage * 16 + 8);
-                store_word(shared + offset::kTurn + 4 * warpgroup, turn);
-            }
+            if constexpr (Form::kOrdered) store_word(shared + offset::kTurn + 4 * warpgroup, turn);
         }
         if (target != kNoTarget) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(buffer + (i * 128 + thread) * 16),
-                             "f"(score_grads[4 * i]), "f"(score_grads[4 * i + 1]), "f"(score_grads[4 * i + 2]),
-                             "f"(score_grads[4 * i + 3])
+                             "f"(query_grads[4 * i]), "f"(query_grads[4 * i + 1]), "f"(query_grads[4 * i + 2]),
+                             "f"(query_grads[4 * i + 3])
                              : "memory");
             }
-            fence_shared_to_async();
         }
         named_arrive(kSumFullBarrier + warpgroup, kSumThreads);
     }
 
-    // One step. The exponentials run beside dP, dS beside dV, the hand-over of dQ beside dK.
-    __device__ __forceinline__ void step() {
+    __device__ __forceinline__ void start_scores() {
         barrier_wait(barriers.q_full(queries.stage), queries.parity);
+        issue_scores();
+    }
+
+    // One step, whose S is there, and dQ of the step before, if there is one. The exponentials run beside that dQ, its
+    // hand-over beside dP, dS beside dV; the other warpgroup is elsewhere in its step.
+    template <bool kFirst>
+    __device__ __forceinline__ void step(bool more) {
         const uint2 message = load_message();
         const BlockClass block_class = class_of(message.y);
-        const uint32_t block = message.y >> 2;
-        issue_scores();
-        barrier_wait(barriers.gradient_full(gradients.stage), gradients.parity);
-        issue_score_grads();
-        wgmma_wait<1>();
-        pin(scores);
-        if (block_class != BlockClass::kFull) mask(block_class, block);
-        exponentials();
+        float2 lse[8], delta[8];
+#pragma unroll
+        for (int j = 0; j < kLseAhead; ++j) lse[j] = row_pair(lse_table(), j);
+        if constexpr (!kFirst) start_query_grads(gradients.stage ^ 1);
+        if (block_class != BlockClass::kFull) mask(block_class, message.y >> 2);
+        exponentials(lse);
         uint32_t weights[16], packed_grads[16];
 #pragma unroll
         for (int i = 0; i < 16; ++i) weights[i] = pack<Element>(scores[2 * i], scores[2 * i + 1]);
+        barrier_wait(barriers.gradient_full(gradients.stage), gradients.parity);
+        issue_score_grads();
+#pragma unroll
+        for (int j = 0; j < 8; ++j) delta[j] = row_pair(shared + offset::kDelta + gradients.stage * kRowBytes, j);
         issue_sum(value_grads, weights, shared + offset::kGradient + gradients.stage * kStepBytes);
+        if constexpr (!kFirst) {
+            wgmma_wait<2>();  // dQ
+            hand_over_query_grads();
+        }
+        target = message.x * p.row_tiles * 2 + (message.y >> 2);
+        if constexpr (Form::kOrdered) turn = load_shared_word(shared + offset::kStep + queries.stage * 16 + 8);
         wgmma_wait<1>();  // dP
-        pin(score_grads);
-        score_gradients(weights, packed_grads);
-        fence_shared_to_async();
-        named_sync(kScoreGradientBarrier, 256);
-        issue_query_grads();
-        wgmma_wait<1>();  // dV
+        pin(scores);
+        score_gradients(weights, delta, packed_grads);
+        wgmma_wait<0>();  // dV
         pin(value_grads);
         pin(weights);
         release(barriers.gradient_empty(gradients.stage));
         issue_sum(key_grads, packed_grads, shared + offset::kQ + queries.stage * kStepBytes);
-        wgmma_wait<1>();  // dQ
-        pin(score_grads);
-        hand_over_query_grads(message.x * p.row_tiles * 2 + block);
+        const uint32_t stage = queries.stage;
+        queries.advance();
+        gradients.advance();
+        if (more) start_scores();
         wgmma_wait<0>();
         pin(key_grads);
         pin(packed_grads);
-        release(barriers.q_empty(queries.stage));
-        queries.advance();
-        gradients.advance();
+        pin(scores);
+        release(barriers.q_empty(stage));
+    }
+
+    // All steps of a tile; there is one.
+    __device__ __forceinline__ void walk(uint32_t steps) {
+        start_scores();
+        wgmma_wait<0>();
+        pin(scores);
+        step<true>(steps != 1);
+#pragma unroll 1
+        for (uint32_t left = steps - 1; left != 0; --left) {
+            step<false>(left != 1);
+        }
+        start_query_grads(gradients.stage ^ 1);
+        wgmma_wait<0>();
+        hand_over_query_grads();
     }
 
     // Parts: adds what others have sent for this tile. False: the tile is not written.
@@ -272,7 +304,7 @@ struct Consumer {
         bool written = true;
         if constexpr (Form::kPart) written = settle(load_tile(slot));
         const float key_scale = Form::kPart ? 1.0f : p.scale;
-        named_sync(kScoreGradientBarrier, 256);
+        named_sync(kKeysReadBarrier, 256);
         const uint32_t lane = thread % 32;
         const uint32_t row = thread / 32 * 16 + lane % 16;
         const uint32_t rows = warpgroup * kWarpgroupBytes + row * 128;
@@ -326,15 +358,13 @@ struct Consumer {
 #pragma unroll
             for (int i = 0; i < 64; ++i) key_grads[i] = value_grads[i] = first_sum(tile);
             barrier_wait(barriers.keys_full(), Form::kPart ? tile.keys_parity & 1 : tile.keys_parity);
-#pragma unroll 1
-            for (uint32_t left = tile.steps; left != 0; --left) {
-                step();
-            }
+            if (tile.steps != 0) walk(tile.steps);
             store(tiles.stage);
             release(barriers.tile_empty(tiles.stage));
             tiles.advance();
         }
-        hand_over_query_grads(kNoTarget);
+        target = kNoTarget;
+        hand_over_query_grads();
         if (thread == 0) store_wait();
     }
 

@@ -1,5 +1,6 @@
-// The adding warp of the backward kernel: dQ of each step from shared memory to the sums in global memory. Ordered: a
-// block of 64 rows and one query head is added to by one key tile after another, in the order of their positions.
+// The adding warps of the backward kernel: dQ of each step from shared memory to the sums in global memory. A warp for
+// each warpgroup's half, so that neither waits for the other's. Ordered: one warp for both; a block of 64 rows and one
+// query head is added to by one key tile after another, in the order of their positions.
 #pragma once
 #include <cstdint>
 
@@ -64,34 +65,60 @@ private:
     }
 };
 
-// The whole life of the adding warp.
-template <typename Form>
-__device__ __forceinline__ void add_query_grads(const BackwardParams& p, uint32_t shared) {
+// Until a warpgroup has handed its dQ over; a whole warp. Returns where it goes. The fence stands here and not behind the
+// stores, where each of 128 threads would wait for them: it may be anywhere between them and the addition.
+__device__ __forceinline__ uint32_t await_query_grads(uint32_t shared, uint32_t warpgroup) {
+    named_sync(kSumFullBarrier + warpgroup, kSumThreads);
+    fence_shared_to_async();
+    return load_shared_word(shared + offset::kTarget + 4 * warpgroup);
+}
+
+__device__ __forceinline__ void start_addition(
+    const BackwardParams& p, uint32_t shared, uint32_t warpgroup, uint32_t target) {
+    constexpr uint32_t kHalf = kStepRows * kHeadDim / kConsumers;
+    float* sums = reinterpret_cast<float*>(p.dq_sums) + (static_cast<uint64_t>(target) * kConsumers + warpgroup) * kHalf;
+    add_floats(sums, shared + offset::kQuerySum + warpgroup * kQuerySumBytes, kQuerySumBytes);
+    store_commit();
+}
+
+// The whole life of a warpgroup's adding warp.
+__device__ __forceinline__ void add_query_grads(const BackwardParams& p, uint32_t shared, uint32_t warpgroup) {
+    const uint32_t lane = threadIdx.x % 32;
+    while (true) {
+        named_arrive(kSumEmptyBarrier + warpgroup, kSumThreads);
+        const uint32_t target = await_query_grads(shared, warpgroup);
+        if (target == kNoTarget) {
+            break;
+        }
+        if (lane == 0) {
+            start_addition(p, shared, warpgroup, target);
+            store_wait_read_all_but<0>();
+        }
+        __syncwarp();
+    }
+    if (lane == 0) store_wait();
+}
+
+// The whole life of the warp that adds both halves, in turns.
+__device__ __forceinline__ void add_query_grads_in_turns(const BackwardParams& p, uint32_t shared) {
     const uint32_t lane = threadIdx.x % 32;
     named_arrive(kSumEmptyBarrier, kSumThreads);
     named_arrive(kSumEmptyBarrier + 1, kSumThreads);
     bool open = true;
-    bool adds = true;  // ordered, one lane: no wait has ended without its turn
+    bool adds = true;  // one lane: no wait has ended without its turn
     Turn turn = {};
     uint32_t number = 0;
     while (open) {
 #pragma unroll
         for (uint32_t warpgroup = 0; warpgroup < kConsumers; ++warpgroup) {
-            named_sync(kSumFullBarrier + warpgroup, kSumThreads);
-            const uint32_t target = load_shared_word(shared + offset::kTarget + 4 * warpgroup);
+            const uint32_t target = await_query_grads(shared, warpgroup);
             open = target != kNoTarget;
-            if (Form::kOrdered && warpgroup == 0 && lane == 0 && open && adds) {
+            if (warpgroup == 0 && lane == 0 && open && adds) {
                 turn = Turn::of(p, target);
                 number = load_shared_word(shared + offset::kTurn);
                 adds = turn.await(p, target, number);
             }
-            if (lane == 0 && open && (!Form::kOrdered || adds)) {
-                float* sums = reinterpret_cast<float*>(p.dq_sums) +
-                              static_cast<uint64_t>(target) * (kStepRows * kHeadDim) +
-                              warpgroup * (kStepRows * kHeadDim / kConsumers);
-                add_floats(sums, shared + offset::kQuerySum + warpgroup * kQuerySumBytes, kQuerySumBytes);
-                store_commit();
-            }
+            if (lane == 0 && open && adds) start_addition(p, shared, warpgroup, target);
         }
         if (open) {
             if (lane == 0) store_wait_read_all_but<1>();
@@ -100,7 +127,7 @@ __device__ __forceinline__ void add_query_grads(const BackwardParams& p, uint32_
             if (lane == 0) store_wait_read_all_but<0>();
             __syncwarp();
             named_arrive(kSumEmptyBarrier + 1, kSumThreads);
-            if (Form::kOrdered && lane == 0 && adds) turn.end(number);
+            if (lane == 0 && adds) turn.end(number);
         }
     }
     if (lane == 0) store_wait();
