@@ -290,9 +290,7 @@ struct Consumer {
             return;
         }
         const GradTile grad = GradTile::of(p, tile);
-        if (grad.is_written(tile)) {
-            grad.store(key_grads, value_grads, p.scale, warpgroup, thread);
-        }
+        if (grad.is_written(tile)) grad.store(key_grads, value_grads, p.scale, warpgroup, thread);
     }
 
     // dK and dV go out through the buffers of K and V, which nobody reads any more.
