@@ -24,7 +24,7 @@ using OrderedSlotsPart = Form<true, true, true>;
 
 constexpr int kStepRows = 64;  // query rows of a step; an entry of a block list is two steps
 constexpr int kQueryStages = 3;
-constexpr int kGradientStages = 2;  // of dO and of dS
+constexpr int kGradientStages = 2;  // of dO and of dS: that of the step before is the other one
 
 constexpr uint32_t kStepBytes = kStepRows * kHeadDim * 2;              // of Q, dO and dS
 constexpr uint32_t kStepPanelBytes = kStepRows * kPanelColumns * 2;
