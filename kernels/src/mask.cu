@@ -189,13 +189,22 @@ __device__ __forceinline__ void mask_lists(const MaskListsParams& p) {
     }
 }
 
-// Bitonic sort in shared memory of (most work, smallest index) first.
+// Half octaves: 0 for no work, then 1 + floor(2 log2(work)). work / 2^octave is in 1..2, its square in 1..4.
+__device__ __forceinline__ uint32_t grade(uint32_t work) {
+    if (work == 0) {
+        return 0;
+    }
+    const uint32_t octave = 31 - __clz(work);
+    return 1 + 2 * octave + static_cast<uint32_t>(static_cast<uint64_t>(work) * work >> (2 * octave + 1));
+}
+
+// Bitonic sort in shared memory of (most work or highest grade, smallest index) first.
 __device__ __forceinline__ void mask_rank(const MaskRankParams& p) {
     extern __shared__ uint64_t keys[];
     const uint64_t mask = blockIdx.z * gridDim.y + blockIdx.y;
     const uint32_t* work = reinterpret_cast<const uint32_t*>(p.work) + mask * p.lists;
     for (uint32_t i = threadIdx.x; i < p.padded; i += blockDim.x) {
-        keys[i] = i < p.lists ? static_cast<uint64_t>(~work[i]) << 32 | i : ~0ull;
+        keys[i] = i < p.lists ? static_cast<uint64_t>(~(p.graded ? grade(work[i]) : work[i])) << 32 | i : ~0ull;
     }
     __syncthreads();
     for (uint32_t size = 2; size <= p.padded; size *= 2) {

@@ -34,17 +34,18 @@ fn random_problem(seed: u64) -> Problem {
     let seq_q = pick(&[1, 64, 65, 128, 200, 640, 1000]);
     let rows: Vec<usize> = (0..pick(&[1, 2, 3, 5])).map(|_| pick(&[1, 128, 130, 300, 700])).collect();
     let section_heads = pick(&[1, 2, 3, 100]).min(batch * heads_kv);
+    let section_ranks = pick(&[0, 1, 2, 5, 100]);
     let segments = KeySegments::new(rows).unwrap();
     let dims = MaskDims { batch: mask_batch, heads, seq_q, seq_k: segments.seq_k() };
     let tables = MaskTables::build(&masks::raw(dims, &mut random), &segments).unwrap();
-    Problem { tables, batch, heads_q, heads_kv, section_heads }
+    Problem { tables, batch, heads_q, heads_kv, section_heads, section_ranks }
 }
 
 /// One head, as many key tiles as row tiles.
 fn square(tiles: usize, mask: impl Fn(MaskDims) -> FlashMask) -> Problem {
     let dims = MaskDims { batch: 1, heads: 1, seq_q: 128 * tiles, seq_k: 128 * tiles };
     let tables = MaskTables::build(&mask(dims), &KeySegments::whole(dims.seq_k).unwrap()).unwrap();
-    Problem { tables, batch: 1, heads_q: 1, heads_kv: 1, section_heads: 1 }
+    Problem { tables, batch: 1, heads_q: 1, heads_kv: 1, section_heads: 1, section_ranks: tiles }
 }
 
 /// Keys that more and more rows see: the last key tile has most work.
@@ -203,6 +204,7 @@ fn rows_from_the_end_wait_little() {
         heads_q: 16,
         heads_kv: 16,
         section_heads: 4,
+        section_ranks: 64,
         ..square(64, mask)
     };
     let all: [(&str, &dyn Fn(MaskDims) -> FlashMask); 3] = [

@@ -72,8 +72,8 @@ pub struct BackwardInputs<'a> {
 /// What a call may leave as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackwardOptions {
-    /// KV heads whose tiles run side by side; none: all for sparse masks (below a quarter of the pairs), otherwise as
-    /// many as have 40 MiB of Q, dO and dQ.
+    /// KV heads whose tiles run side by side; none: up to 4, by the rows that see a key, and the shortest tiles of all
+    /// heads last.
     pub section_heads: Option<usize>,
     /// Multiprocessors that are left to others.
     pub margin: usize,

@@ -283,6 +283,9 @@ impl BackwardPass<'_> {
         let mut params = self.params;
         params.part_tiles = narrow(call, "tiles", part.tiles.len())?;
         params.tiles = self.params.tiles / self.params.key_tiles * params.part_tiles;
+        // The same part of the launch's tiles; not more than there are of them.
+        let ranks = u64::from(self.params.section_ranks) * u64::from(params.part_tiles);
+        params.section_ranks = (ranks / u64::from(params.key_tiles)) as u32;
         let _tables = point_to_tables(&mut params, stream, &self.inputs, self.scratch);
         let order = self.order(part, &params)?;
         params.ranked_t = self.pass.order;

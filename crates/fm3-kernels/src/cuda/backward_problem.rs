@@ -5,17 +5,11 @@ use super::backward::BackwardInputs;
 use super::backward_views::KeyGrads;
 use super::check::{narrow, same_type, within, wrong};
 use super::keys::{KeyTensor, Keys};
-use super::problem::{HEAD_DIM, Inputs, KeyTensors, Problem, log2_scale, same_extents};
+use super::problem::{Inputs, KeyTensors, Problem, log2_scale, same_extents};
+use super::sections::Sections;
 use super::view::{DeviceViewMut, Order, Tensor};
+use crate::Error;
 use crate::params::{BackwardParams, KEY_MAPS};
-use crate::{Dims, Error};
-
-/// L2 that the query side of a section of heads may fill, bytes: most of the 50 MB of a Hopper.
-const SECTION_BYTES: usize = 40 << 20;
-
-/// Density below which all heads share one section: long key tiles first of all then matter more than L2. Masks of 7 to
-/// 14 % gain 9 to 49 % by it (`docs/decisions/0005-backward-kernel.md`); between them and causal nothing was measured.
-const SPARSE: f64 = 0.25;
 
 /// A checked call.
 #[derive(Clone, Copy, Debug)]
@@ -75,11 +69,13 @@ impl BackwardProblem {
         params.heads_per_mask = sizes.heads_per_mask;
         params.mask_heads = sizes.mask_heads;
         params.mask_batch_step = sizes.mask_batch_step;
-        let section = inputs.options.section_heads.unwrap_or_else(|| match inputs.mask.density() {
-            Some(density) if density < SPARSE => all_heads,
-            _ => default_section(dims),
-        });
-        params.section_heads = narrow(call, "section_heads", section.min(all_heads))?;
+        let tiles = inputs.mask.key_tiles();
+        let sections = match inputs.options.section_heads {
+            Some(heads) => Sections::of(dims, tiles, heads),
+            None => Sections::choose(dims, tiles, inputs.mask.rows_seen()),
+        };
+        params.section_heads = narrow(call, "section_heads", sections.heads)?;
+        params.section_ranks = narrow(call, "section_ranks", sections.ranks + 1)? - 1;
         params.scale_log2 = log2_scale(call, inputs.scale)?;
         params.scale = inputs.scale;
         Ok(())
@@ -165,26 +161,5 @@ pub(super) fn check_like_keys(
             Err(wrong(call, "slabs", step as u64, rule))
         }
         _ => Ok(()),
-    }
-}
-
-/// KV heads of one section: as many as have Q and dO in 16 bits and dQ sums in f32 in the L2, a power of two.
-fn default_section(dims: Dims) -> usize {
-    let group = dims.heads_q / dims.heads_kv;
-    let kv_head = group.saturating_mul(dims.seq_q).saturating_mul(HEAD_DIM * (2 + 2 + 4));
-    1 << (SECTION_BYTES / kv_head).max(1).ilog2()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sections_hold_a_power_of_two_of_kv_heads() {
-        let dims = |seq_q, heads_q| Dims { batch: 2, heads_q, heads_kv: 4, seq_q, seq_k: 1, head_dim: 128 };
-        // 40 MiB / (8192 rows * 1024 bytes) = 5, 4 are taken; groups of 7 leave none, one is always taken.
-        assert_eq!(default_section(dims(8192, 4)), 4);
-        assert_eq!(default_section(dims(8192, 28)), 1);
-        assert_eq!(default_section(dims(1024, 16)), 8);
     }
 }

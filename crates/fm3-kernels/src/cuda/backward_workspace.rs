@@ -53,7 +53,7 @@ pub(super) struct Addresses {
 struct PassParts {
     /// One word: whether dQ is incomplete.
     poisoned: usize,
-    /// A word for each 64 rows of each query head.
+    /// Two words for each 64 rows of each query head.
     turns: usize,
     /// A word for each key tile of each mask head.
     positions: usize,
@@ -256,7 +256,7 @@ impl PassParts {
         };
         let poisoned = after(Parts::of(dims).end, 0);
         let turns = after(poisoned, 1);
-        let positions = after(turns, blocks);
+        let positions = after(turns, blocks.saturating_mul(2));
         let order = after(positions, tiles);
         Self { poisoned, turns, positions, order, end: after(order, tiles) }
     }
@@ -319,9 +319,10 @@ mod tests {
         assert_eq!(parts.poisoned, BackwardWorkspace::bytes(shape));
         assert_eq!(parts.turns - parts.poisoned, 256);
         assert!(
-            parts.positions - parts.turns >= 2 * 6 * 16 * 4 && parts.order - parts.positions >= 3 * 70 * 4
+            parts.positions - parts.turns >= 2 * 2 * 6 * 16 * 4
+                && parts.order - parts.positions >= 3 * 70 * 4
         );
-        assert!(parts.end - parts.order >= 3 * 70 * 4 && parts.end < parts.poisoned + 4096);
+        assert!(parts.end - parts.order >= 3 * 70 * 4 && parts.end < parts.poisoned + 8192);
         let (mask, segments) =
             (MaskDims { batch: 1, heads: 3, seq_q: 1000, seq_k: 8960 }, KeySegments::whole(8960).unwrap());
         assert_eq!(BackwardWorkspace::bytes_in_parts(shape, mask, &segments), parts.end);

@@ -86,6 +86,7 @@ mod prepare;
 mod prepared;
 mod probe;
 mod problem;
+mod sections;
 mod tensor_map;
 mod times;
 mod view;

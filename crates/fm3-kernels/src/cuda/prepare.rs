@@ -130,7 +130,14 @@ impl Target<'_> {
         // and nobody else uses them yet.
         unsafe { launch("fm3_mask_lists", &kernels.mask.lists, stream, grid, &params)? };
         let padded = lists.next_power_of_two();
-        let rank = MaskRankParams { work: params.work, ranked: self.address(&at.ranked), lists, padded };
+        let rank = MaskRankParams {
+            work: params.work,
+            ranked: self.address(&at.ranked),
+            lists,
+            padded,
+            graded: transposed,
+            reserved: 0,
+        };
         let grid = Grid { blocks: [1, sizes.heads[0], sizes.heads[1]], threads: 1024, smem: 8 * padded };
         // SAFETY: the work comes from the kernel before it; `check` saw that the padded numbers fit the shared memory
         // that was allowed at load.

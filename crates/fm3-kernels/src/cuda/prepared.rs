@@ -9,10 +9,7 @@ use super::driver::Named;
 use super::kernels::Kernels;
 use super::prepare::{self, Bounds};
 use crate::Error;
-use crate::mask::{Columns, FlashMask, KeySegments, MaskDims, MaskTables, TileLists};
-
-/// Columns that are looked at for a mask's density, however many it has: it only chooses an order of work.
-const DENSITY_COLUMNS: usize = 4096;
+use crate::mask::{Columns, FlashMask, KeySegments, MaskDims, MaskTables, RowsSeen, TileLists};
 
 /// A mask over keys in segments, in device memory. It serves any number of calls, heads and layers.
 ///
@@ -24,8 +21,8 @@ pub struct PreparedMask {
     segments: KeySegments,
     arena: Arena,
     words: CudaSlice<u32>,
-    /// Visible part of all pairs, about; none when only the device knows.
-    density: Option<f64>,
+    /// None when only the device knows.
+    rows_seen: Option<RowsSeen>,
 }
 
 /// What the numbers of a mask in device memory mean; see [`mask`](crate::mask) for the forms.
@@ -59,7 +56,7 @@ impl PreparedMask {
         let form = MaskForm { dims: mask.dims(), columns: mask.columns(), causal: mask.is_causal() };
         let bounds = stream.clone_htod(mask.bounds()).named("cuMemcpyHtoDAsync")?;
         let prepared = Self::from_device(kernels, stream, form, &bounds, segments)?;
-        Ok(Self { density: Some(mask.sampled_density(DENSITY_COLUMNS)), ..prepared })
+        Ok(Self { rows_seen: Some(RowsSeen::of(mask)), ..prepared })
     }
 
     /// Prepares a mask whose bounds [b, h_mask, s_k, C] are in device memory already, without a synchronisation.
@@ -99,9 +96,7 @@ impl PreparedMask {
         let dims = MaskDims { batch: 1, heads: 1, seq_q: lengths.seq_q, seq_k: segments.seq_k() };
         let bounds = Bounds { address: 0, columns: 0, causal: lengths.causal };
         let prepared = Self::build(kernels, stream, dims, bounds, segments)?;
-        // That of a square: it only chooses an order of work.
-        let density = Some(if lengths.causal { 0.5 } else { 1.0 });
-        Ok(Self { density, ..prepared })
+        Ok(Self { rows_seen: Some(RowsSeen::of_plain(dims, lengths.causal)), ..prepared })
     }
 
     /// Prepares `mask` on the host, and copies the tables.
@@ -114,7 +109,7 @@ impl PreparedMask {
         segments: &KeySegments,
     ) -> Result<Self, Error> {
         let prepared = Self::upload(stream, &MaskTables::build(mask, segments)?)?;
-        Ok(Self { density: Some(mask.sampled_density(DENSITY_COLUMNS)), ..prepared })
+        Ok(Self { rows_seen: Some(RowsSeen::of(mask)), ..prepared })
     }
 
     /// Copies tables that the host has built.
@@ -183,9 +178,9 @@ impl PreparedMask {
         self.segments.key_tiles()
     }
 
-    /// Visible part of all pairs, about; none for a mask whose numbers only the device has seen.
-    pub(super) const fn density(&self) -> Option<f64> {
-        self.density
+    /// Rows that see the columns of a sample; none for a mask whose numbers only the device has seen.
+    pub(super) const fn rows_seen(&self) -> Option<&RowsSeen> {
+        self.rows_seen.as_ref()
     }
 
     pub(super) const fn arena(&self) -> &Arena {
@@ -221,7 +216,7 @@ impl PreparedMask {
         }
         let arena = Arena::new(call, dims, segments)?;
         let words = stream.alloc_zeros(arena.words).named("cuMemAllocAsync")?;
-        let mut prepared = Self { dims, segments: segments.clone(), arena, words, density: None };
+        let mut prepared = Self { dims, segments: segments.clone(), arena, words, rows_seen: None };
         let (places, columns) = (prepared.arena.places.clone(), prepared.arena.tile_columns.clone());
         prepared.copy(stream, &places, segments.places())?;
         prepared.copy(stream, &columns, segments.tile_columns().as_flattened())?;
@@ -240,21 +235,4 @@ pub struct Lengths {
     pub seq_q: usize,
     /// Whether row i sees column j only if j <= i + sk - sq.
     pub causal: bool,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn some_columns_tell_how_dense_a_mask_is() {
-        let dims = MaskDims { batch: 2, heads: 3, seq_q: 3000, seq_k: 3000 };
-        let window = |window| FlashMask::sliding_window(dims, window).unwrap();
-        for mask in [FlashMask::full(dims).unwrap(), FlashMask::causal(dims).unwrap(), window(1), window(300)]
-        {
-            let exact = mask.density();
-            assert!((mask.sampled_density(18_000) - exact).abs() < 1e-12, "all of them: {exact}");
-            assert!((mask.sampled_density(500) - exact).abs() < 0.01, "some of them: {exact}");
-        }
-    }
 }

@@ -23,6 +23,8 @@ mod documents;
 mod picture;
 mod random;
 mod rows;
+#[cfg(feature = "cuda")]
+mod rows_seen;
 mod spec;
 mod spec_table;
 mod tables;
@@ -39,6 +41,8 @@ pub use build::{Eviction, GlobalWindow};
 pub use classify::{BlockClass, classify};
 pub use documents::Documents;
 pub use rows::{Bands, Rows};
+#[cfg(feature = "cuda")]
+pub(crate) use rows_seen::RowsSeen;
 pub use spec::MaskSpec;
 pub use tables::{FULL, GENERAL, ListAt, MaskTables, SIMPLE, TileLists};
 pub use tables_segments::KeySegments;
@@ -247,24 +251,6 @@ impl FlashMask {
     /// [`visible_pairs`](Self::visible_pairs) over all b * h_mask * s_q * s_k pairs.
     pub fn density(&self) -> f64 {
         self.visible_pairs() as f64 / (self.dims.total_columns() as f64 * self.dims.seq_q as f64)
-    }
-
-    /// [`density`](Self::density) of about `most` columns, evenly spread.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn sampled_density(&self, most: usize) -> f64 {
-        let MaskDims { seq_q, seq_k, heads, .. } = self.dims;
-        let total = self.dims.total_columns();
-        // Odd, so that it does not fall into step with tiles and documents of even length.
-        let step = total.div_ceil(most.max(1)) | 1;
-        let rows = Rows { start: 0, end: seq_q };
-        let visible = |index: usize| {
-            let at = MaskHead { batch: index / seq_k / heads, head: index / seq_k % heads };
-            let column = index % seq_k;
-            self.bands_in(at, column..column + 1).map(|bands| seq_q - bands.masked_in(rows)).sum::<usize>()
-        };
-        let columns = (0..total).step_by(step);
-        let count = columns.len() as f64;
-        columns.map(visible).sum::<usize>() as f64 / (count * seq_q as f64)
     }
 
     /// The definition table of this module, in code.

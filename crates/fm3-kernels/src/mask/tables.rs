@@ -51,7 +51,9 @@ pub struct TileLists {
     pub entries: Vec<u32>,
     /// 2 * full + 3 * partial blocks, [mb, mh, lists].
     pub work: Vec<u32>,
-    /// The tiles by work, largest first; equal work: the smaller tile first. [mb, mh, lists].
+    /// The tiles in the order of work, [mb, mh, lists]: row tiles by work, largest first; key tiles by the grade of
+    /// their work, half an octave each, so that neighbours, whom the same rows see, stay together
+    /// (`docs/decisions/0005-backward-kernel.md`). Equal ones: the smaller tile first.
     pub ranked: Vec<u32>,
 }
 
@@ -82,12 +84,10 @@ impl MaskTables {
             classify_tile(columns.collect(), dims.seq_q, bands, classes);
         });
         let class = |head: usize, key: usize, row: usize| classes[(head * key_tiles + key) * row_tiles + row];
-        let by_keys = TileLists::gather(call, Sizes { heads, lists: key_tiles, others: row_tiles }, class)?;
-        let by_rows = TileLists::gather(
-            call,
-            Sizes { heads, lists: row_tiles, others: key_tiles },
-            |head, row, key| class(head, key, row),
-        )?;
+        let sizes = Sizes { heads, lists: key_tiles, others: row_tiles };
+        let by_keys = TileLists::gather(call, (sizes, grade), class)?;
+        let sizes = Sizes { heads, lists: row_tiles, others: key_tiles };
+        let by_rows = TileLists::gather(call, (sizes, |work| work), |head, row, key| class(head, key, row))?;
         Ok(Self { dims, segments: segments.clone(), bands, by_rows, by_keys })
     }
 
@@ -109,10 +109,10 @@ struct Sizes {
 }
 
 impl TileLists {
-    /// `class(head, list, other)` is none for skipped blocks.
+    /// `class(head, list, other)` is none for skipped blocks; `rate` says which work is alike.
     fn gather(
         call: &'static str,
-        sizes: Sizes,
+        (sizes, rate): (Sizes, fn(u32) -> u32),
         class: impl Fn(usize, usize, usize) -> Option<Class> + Sync,
     ) -> Result<Self, Error> {
         let Sizes { heads, lists, others } = sizes;
@@ -132,7 +132,7 @@ impl TileLists {
                 }
             },
         );
-        let ranked = work.par_chunks_exact(lists).flat_map_iter(rank).collect();
+        let ranked = work.par_chunks_exact(lists).flat_map_iter(|work| rank(work, rate)).collect();
         Ok(Self { lists, others, counts, entries, work, ranked })
     }
 
@@ -223,11 +223,22 @@ fn is_simple([a_start, b_end, a_end, b_start]: [i32; 4], rows: Rows) -> bool {
     (a_end >= end || a_start >= end) && (b_start <= first || b_end <= first)
 }
 
-/// Tiles by work, largest first.
-fn rank(work: &[u32]) -> Vec<u32> {
+/// Tiles by the rate of their work, largest first.
+fn rank(work: &[u32], rate: impl Fn(u32) -> u32) -> Vec<u32> {
     let mut tiles: Vec<u32> = (0..word(work.len())).collect();
-    tiles.sort_unstable_by_key(|tile| (Reverse(work[*tile as usize]), *tile));
+    tiles.sort_unstable_by_key(|tile| (Reverse(rate(work[*tile as usize])), *tile));
     tiles
+}
+
+/// Half octaves: 0 for no work, then 1 + floor(2 log2(work)).
+const fn grade(work: u32) -> u32 {
+    if work == 0 {
+        return 0;
+    }
+    let octave = work.ilog2();
+    let square = work as u64 * work as u64;
+    // work / 2^octave is in 1..2, and its square in 1..4.
+    1 + 2 * octave + (square >> (2 * octave + 1)) as u32
 }
 
 fn filled<T: Clone>(call: &'static str, len: usize, value: T) -> Result<Vec<T>, Error> {

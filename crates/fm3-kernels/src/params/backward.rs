@@ -63,7 +63,7 @@ device_struct! {
         pub counts_t: u64,
         /// Row tile << 2 | class, u32 [mb, mh, key_tiles, row_tiles].
         pub entries_t: u64,
-        /// Key tiles by work, largest first, u32 [mb, mh, key_tiles].
+        /// Key tiles in the order of work, u32 [mb, mh, key_tiles].
         pub ranked_t: u64,
         /// Segment << 20 | tile within it, u32 `[key_tiles]`.
         pub places: u64,
@@ -85,7 +85,7 @@ device_struct! {
         pub heads_kv: u32,
         /// Query heads per KV head.
         pub group: u32,
-        /// KV heads whose tiles are neighbours in the order of work.
+        /// KV heads whose tiles are neighbours in the order of work: a section.
         pub section_heads: u32,
         /// Query heads per mask head.
         pub heads_per_mask: u32,
@@ -107,7 +107,8 @@ device_struct! {
         pub entries: u64,
         /// Ordered: from fm3_bwd_order, u32 [mb, mh, key_tiles].
         pub positions: u64,
-        /// Ordered: additions that each block of dQ has had, u32 [b, hq, row_tiles * 2]; zero before the first launch.
+        /// Ordered: additions that each half of the columns of a block of dQ has had, u32 [b, hq, row_tiles * 2, 2]; zero
+        /// before the first launch.
         pub turns: u64,
         /// Parts: a u32 that becomes 1 when dQ is not complete.
         pub poisoned: u64,
@@ -134,8 +135,8 @@ device_struct! {
         /// Split: parts that the query heads of each KV head are in. `heads_kv`, `group`, `tiles` and `section_heads` are
         /// then of parts: part i of KV head h is KV head h * split + i.
         pub split: u32,
-        /// Fills the struct to a multiple of its alignment.
-        pub reserved: u32,
+        /// Ranks of a section's key tiles; those of larger rank follow, of all KV heads side by side.
+        pub section_ranks: u32,
         /// Split, written: dK, f32 [b, hkv, split, key_tiles, 128 * 128], each tile in the order of the consumers'
         /// registers.
         pub dk_sums: u64,

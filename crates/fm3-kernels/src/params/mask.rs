@@ -65,6 +65,10 @@ device_struct! {
         pub lists: u32,
         /// Smallest power of two that is at least lists.
         pub padded: u32,
+        /// 1: tiles by the grade of their work, half an octave each; 0: by their work.
+        pub graded: u32,
+        /// Fills the struct to a multiple of its alignment.
+        pub reserved: u32,
     }
 }
 

@@ -11,6 +11,7 @@ pub struct Problem {
     pub heads_q: usize,
     pub heads_kv: usize,
     pub section_heads: usize,
+    pub section_ranks: usize,
 }
 
 /// Which number a tile's turn goes by.
@@ -134,11 +135,18 @@ impl Launch {
 
     /// `locate`.
     pub fn locate(&self, problem: &Problem, number: usize) -> Tile {
-        let section_tiles = problem.section_heads * self.tiles_per_head;
-        let (section, inside) = (number / section_tiles, number % section_tiles);
-        let first_head = section * problem.section_heads;
-        let heads = problem.section_heads.min(self.tiles / self.tiles_per_head - first_head);
-        let (rank, head) = (inside / heads, first_head + inside % heads);
+        let all_heads = self.tiles / self.tiles_per_head;
+        let ranks = problem.section_ranks.min(self.tiles_per_head);
+        let (rank, head) = if number < ranks * all_heads {
+            let section_tiles = problem.section_heads * ranks;
+            let (section, inside) = (number / section_tiles, number % section_tiles);
+            let first_head = section * problem.section_heads;
+            let heads = problem.section_heads.min(all_heads - first_head);
+            (inside / heads, first_head + inside % heads)
+        } else {
+            let inside = number - ranks * all_heads;
+            (ranks + inside / all_heads, inside % all_heads)
+        };
         let mut tile = Tile { batch: head / problem.heads_kv, kv_head: head % problem.heads_kv, key_tile: 0 };
         tile.key_tile = self.order[problem.mask(tile, 0)][rank];
         tile

@@ -26,15 +26,22 @@ pub(super) struct Step {
 }
 
 impl KeyPlace {
-    /// As in the forward pass: sections of KV heads, in a section the key tiles with most work first.
+    /// Sections of KV heads, in each the key tiles of smaller rank; then the others of all heads.
     pub(super) fn of(p: &BackwardParams, form: Form, index: usize) -> Self {
         let head_tiles = if form.part { p.part_tiles } else { p.key_tiles } as usize;
-        let [heads_kv, section_heads, tiles] =
-            [p.heads_kv, p.section_heads, p.tiles].map(|number| number as usize);
-        let (section, inside) = (index / (section_heads * head_tiles), index % (section_heads * head_tiles));
-        let first_head = section * section_heads;
-        let heads = section_heads.min(tiles / head_tiles - first_head);
-        let (rank, head) = (inside / heads, first_head + inside % heads);
+        let [heads_kv, section_heads, ranks, tiles] =
+            [p.heads_kv, p.section_heads, p.section_ranks, p.tiles].map(|number| number as usize);
+        let all_heads = tiles / head_tiles;
+        assert!(ranks <= head_tiles, "{ranks} ranks in sections, of {head_tiles}");
+        let (rank, head) = match index.checked_sub(ranks * all_heads) {
+            Some(behind) => (ranks + behind / all_heads, behind % all_heads),
+            None => {
+                let (section, inside) = (index / (section_heads * ranks), index % (section_heads * ranks));
+                let first_head = section * section_heads;
+                let heads = section_heads.min(all_heads - first_head);
+                (inside / heads, first_head + inside % heads)
+            }
+        };
         let (batch, kv_head) = (head / heads_kv, head % heads_kv);
         let mut place = Self { batch, kv_head, key_tile: 0, place: 0 };
         let ranked = place.mask(p, 0) * head_tiles + rank;

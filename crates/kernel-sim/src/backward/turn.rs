@@ -32,12 +32,13 @@ pub(super) fn add(p: &BackwardParams, target: usize, dq: &[f32]) {
     }
 }
 
-/// As `add`, when `turn` key tiles have added to these rows. A block whose turn does not come adds no more.
+/// As `add`, when `turn` key tiles have added to these rows. There is a word for each half of their columns; here both
+/// halves are added at once, and the first word is enough. A block whose turn does not come adds no more.
 pub(super) fn add_in_turn(p: &BackwardParams, block: &mut Block, (target, turn): (usize, u32), dq: &[f32]) {
     if !block.adds {
         return;
     }
-    let word = word32(p.turns + 4 * target as u64);
+    let word = word32(p.turns + 8 * target as u64);
     let is_over = || word32(p.poisoned).load(Ordering::Relaxed) != 0 || limits(p).stopped();
     let load = || word.load(Ordering::Acquire);
     match spin(p.turn_deadline_ns, load, |seen| seen == turn, is_over) {

@@ -1,4 +1,4 @@
-// Attention backward for Hopper: one producer warp, one or two warps that add dQ, two consumer warpgroups.
+// Attention backward for Hopper: one producer warp, two warps that add dQ, two consumer warpgroups.
 // Shah et al., "FlashAttention-3"; Dao, "FlashAttention-2", algorithm 2.
 #pragma once
 #include <cstdint>
@@ -34,10 +34,8 @@ __device__ __forceinline__ void run(const BackwardParams& p) {
         lower_registers<kProducerRegisters>();
         if (threadIdx.x < 32) {
             produce<Form>(p, shared, verified);
-        } else if (Form::kOrdered && threadIdx.x < 64) {
-            add_query_grads_in_turns(p, shared);
-        } else if (!Form::kOrdered && threadIdx.x < 96) {
-            add_query_grads(p, shared, threadIdx.x / 32 - 1);
+        } else if (threadIdx.x < 32 * (1 + kConsumers)) {
+            add_query_grads<Form::kOrdered>(p, shared, threadIdx.x / 32 - 1);
         }
     } else {
         raise_registers<kConsumerRegisters>();

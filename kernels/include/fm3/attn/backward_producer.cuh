@@ -21,16 +21,24 @@ __device__ __forceinline__ uint32_t head_tiles(const BackwardParams& p) {
     return Form::kPart ? p.part_tiles : p.key_tiles;
 }
 
-// As `fm3::locate`, over KV heads and key tiles.
+// Sections of KV heads, in each the tiles of smaller rank; then the others of all heads, which are short and end together.
 template <typename Form>
 __device__ __forceinline__ KeyTilePlace locate(const BackwardParams& p, uint32_t tile) {
-    const uint32_t section_tiles = p.section_heads * head_tiles<Form>(p);
-    const uint32_t section = tile / section_tiles;
-    const uint32_t inside = tile - section * section_tiles;
-    const uint32_t first_head = section * p.section_heads;
-    const uint32_t heads = min(p.section_heads, p.tiles / head_tiles<Form>(p) - first_head);
-    const uint32_t rank = inside / heads;
-    const uint32_t head = first_head + inside - rank * heads;
+    const uint32_t all_heads = p.tiles / head_tiles<Form>(p);
+    uint32_t inside = tile, first_head = 0, heads = all_heads, first_rank = 0;
+    if (tile < p.section_ranks * all_heads) {
+        const uint32_t section_tiles = p.section_heads * p.section_ranks;
+        const uint32_t section = tile / section_tiles;
+        inside -= section * section_tiles;
+        first_head = section * p.section_heads;
+        heads = min(p.section_heads, all_heads - first_head);
+    } else {
+        first_rank = p.section_ranks;
+        inside -= first_rank * all_heads;
+    }
+    const uint32_t rank_inside = inside / heads;
+    const uint32_t rank = first_rank + rank_inside;
+    const uint32_t head = first_head + inside - rank_inside * heads;
     KeyTilePlace place;
     place.batch = head / p.heads_kv;
     place.kv_head = head - place.batch * p.heads_kv;

@@ -1,6 +1,6 @@
 // The adding warps of the backward kernel: dQ of each step from shared memory to the sums in global memory. A warp for
-// each warpgroup's half, so that neither waits for the other's. Ordered: one warp for both; a block of 64 rows and one
-// query head is added to by one key tile after another, in the order of their positions.
+// each warpgroup's half, so that neither waits for the other's. Ordered: a half of a block of 64 rows and one query head
+// is added to by one key tile after another, in the order of their positions.
 #pragma once
 #include <cstdint>
 
@@ -12,12 +12,12 @@ namespace fm3::backward {
 
 constexpr uint32_t kTurnReport = 0xFFFFFFFFu;  // in a WaitReport instead of a segment
 
-// Whose turn it is at a block of dQ; one thread.
+// Whose turn it is at half a block of dQ; one thread.
 struct Turn {
     uint32_t* word;
 
-    __device__ __forceinline__ static Turn of(const BackwardParams& p, uint32_t target) {
-        return {reinterpret_cast<uint32_t*>(p.turns) + target};
+    __device__ __forceinline__ static Turn of(const BackwardParams& p, uint32_t target, uint32_t warpgroup) {
+        return {reinterpret_cast<uint32_t*>(p.turns) + kConsumers * static_cast<uint64_t>(target) + warpgroup};
     }
 
     // Until `turn` key tiles have added. False: they will not.
@@ -81,54 +81,34 @@ __device__ __forceinline__ void start_addition(
     store_commit();
 }
 
-// The whole life of a warpgroup's adding warp.
+// The whole life of a warpgroup's adding warp. Ordered: a turn ends when the buffer is free already.
+template <bool kOrdered>
 __device__ __forceinline__ void add_query_grads(const BackwardParams& p, uint32_t shared, uint32_t warpgroup) {
     const uint32_t lane = threadIdx.x % 32;
+    bool adds = true;  // one lane, as what follows: no wait has ended without its turn
+    Turn turn = {};
+    uint32_t number = 0;
     while (true) {
         named_arrive(kSumEmptyBarrier + warpgroup, kSumThreads);
+        if (kOrdered && lane == 0 && turn.word != nullptr) turn.end(number);
+        __syncwarp();
         const uint32_t target = await_query_grads(shared, warpgroup);
         if (target == kNoTarget) {
             break;
         }
         if (lane == 0) {
-            start_addition(p, shared, warpgroup, target);
-            store_wait_read_all_but<0>();
+            if constexpr (kOrdered) {
+                number = load_shared_word(shared + offset::kTurn + 4 * warpgroup);
+                turn = Turn::of(p, target, warpgroup);
+                adds = adds && turn.await(p, target, number);
+                if (!adds) turn.word = nullptr;
+            }
+            if (adds) {
+                start_addition(p, shared, warpgroup, target);
+                store_wait_read_all_but<0>();
+            }
         }
         __syncwarp();
-    }
-    if (lane == 0) store_wait();
-}
-
-// The whole life of the warp that adds both halves, in turns.
-__device__ __forceinline__ void add_query_grads_in_turns(const BackwardParams& p, uint32_t shared) {
-    const uint32_t lane = threadIdx.x % 32;
-    named_arrive(kSumEmptyBarrier, kSumThreads);
-    named_arrive(kSumEmptyBarrier + 1, kSumThreads);
-    bool open = true;
-    bool adds = true;  // one lane: no wait has ended without its turn
-    Turn turn = {};
-    uint32_t number = 0;
-    while (open) {
-#pragma unroll
-        for (uint32_t warpgroup = 0; warpgroup < kConsumers; ++warpgroup) {
-            const uint32_t target = await_query_grads(shared, warpgroup);
-            open = target != kNoTarget;
-            if (warpgroup == 0 && lane == 0 && open && adds) {
-                turn = Turn::of(p, target);
-                number = load_shared_word(shared + offset::kTurn);
-                adds = turn.await(p, target, number);
-            }
-            if (lane == 0 && open && adds) start_addition(p, shared, warpgroup, target);
-        }
-        if (open) {
-            if (lane == 0) store_wait_read_all_but<1>();
-            __syncwarp();
-            named_arrive(kSumEmptyBarrier, kSumThreads);
-            if (lane == 0) store_wait_read_all_but<0>();
-            __syncwarp();
-            named_arrive(kSumEmptyBarrier + 1, kSumThreads);
-            if (lane == 0 && adds) turn.end(number);
-        }
     }
     if (lane == 0) store_wait();
 }

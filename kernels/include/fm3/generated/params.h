@@ -5,7 +5,7 @@
 #include <cstdint>
 
 // Compared with the loader's when a binary is loaded.
-#define FM3_ABI_HASH 0xe2f754df6f188d23ull
+#define FM3_ABI_HASH 0xdf975c5ab1be16a2ull
 
 namespace fm3 {
 
@@ -262,13 +262,19 @@ struct MaskRankParams {
     uint32_t lists;
     // Smallest power of two that is at least lists.
     uint32_t padded;
+    // 1: tiles by the grade of their work, half an octave each; 0: by their work.
+    uint32_t graded;
+    // Fills the struct to a multiple of its alignment.
+    uint32_t reserved;
 };
-static_assert(sizeof(MaskRankParams) == 24);
+static_assert(sizeof(MaskRankParams) == 32);
 static_assert(alignof(MaskRankParams) == 8);
 static_assert(offsetof(MaskRankParams, work) == 0);
 static_assert(offsetof(MaskRankParams, ranked) == 8);
 static_assert(offsetof(MaskRankParams, lists) == 16);
 static_assert(offsetof(MaskRankParams, padded) == 20);
+static_assert(offsetof(MaskRankParams, graded) == 24);
+static_assert(offsetof(MaskRankParams, reserved) == 28);
 
 // fm3_bwd_prepare: row sums, and dQ sums set to 0. Grid (ceil(rows_padded / 8), hq, b), 256 threads.
 struct BackwardPrepareParams {
@@ -411,7 +417,7 @@ struct BackwardParams {
     uint64_t counts_t;
     // Row tile << 2 | class, u32 [mb, mh, key_tiles, row_tiles].
     uint64_t entries_t;
-    // Key tiles by work, largest first, u32 [mb, mh, key_tiles].
+    // Key tiles in the order of work, u32 [mb, mh, key_tiles].
     uint64_t ranked_t;
     // Segment << 20 | tile within it, u32 `[key_tiles]`.
     uint64_t places;
@@ -433,7 +439,7 @@ struct BackwardParams {
     uint32_t heads_kv;
     // Query heads per KV head.
     uint32_t group;
-    // KV heads whose tiles are neighbours in the order of work.
+    // KV heads whose tiles are neighbours in the order of work: a section.
     uint32_t section_heads;
     // Query heads per mask head.
     uint32_t heads_per_mask;
@@ -455,7 +461,8 @@ struct BackwardParams {
     uint64_t entries;
     // Ordered: from fm3_bwd_order, u32 [mb, mh, key_tiles].
     uint64_t positions;
-    // Ordered: additions that each block of dQ has had, u32 [b, hq, row_tiles * 2]; zero before the first launch.
+    // Ordered: additions that each half of the columns of a block of dQ has had, u32 [b, hq, row_tiles * 2, 2]; zero
+    // before the first launch.
     uint64_t turns;
     // Parts: a u32 that becomes 1 when dQ is not complete.
     uint64_t poisoned;
@@ -482,8 +489,8 @@ struct BackwardParams {
     // Split: parts that the query heads of each KV head are in. `heads_kv`, `group`, `tiles` and `section_heads` are
     // then of parts: part i of KV head h is KV head h * split + i.
     uint32_t split;
-    // Fills the struct to a multiple of its alignment.
-    uint32_t reserved;
+    // Ranks of a section's key tiles; those of larger rank follow, of all KV heads side by side.
+    uint32_t section_ranks;
     // Split, written: dK, f32 [b, hkv, split, key_tiles, 128 * 128], each tile in the order of the consumers'
     // registers.
     uint64_t dk_sums;
@@ -541,7 +548,7 @@ static_assert(offsetof(BackwardParams, heads_per_piece) == 2552);
 static_assert(offsetof(BackwardParams, sum_only) == 2556);
 static_assert(offsetof(BackwardParams, grad_heads_per_group) == 2560);
 static_assert(offsetof(BackwardParams, split) == 2576);
-static_assert(offsetof(BackwardParams, reserved) == 2580);
+static_assert(offsetof(BackwardParams, section_ranks) == 2580);
 static_assert(offsetof(BackwardParams, dk_sums) == 2584);
 static_assert(offsetof(BackwardParams, dv_sums) == 2592);
 static_assert(offsetof(BackwardParams, rest) == 2600);
