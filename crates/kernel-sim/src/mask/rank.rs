@@ -28,6 +28,6 @@ pub(crate) fn rank(p: &MaskRankParams, shape: Shape) {
 
 /// Half octaves: 0 for no work, then 1 + floor(2 log2(work)).
 fn grade(work: u32) -> u32 {
-    let is_upper_half = |octave| u64::from(work).pow(2) >= 1 << (2 * octave + 1);
+    let is_upper_half = |octave| u64::from(work).pow(2) >= 1_u64 << (2 * octave + 1);
     work.checked_ilog2().map_or(0, |octave| 1 + 2 * octave + u32::from(is_upper_half(octave)))
 }
