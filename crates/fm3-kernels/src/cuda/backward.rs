@@ -22,6 +22,9 @@ use crate::params::{BackwardFinishParams, BackwardParams, BackwardPrepareParams}
 
 pub(super) const CALL: &str = "Attention::backward";
 
+/// Rows of a block of the preparing pass (`backward_passes.cuh`).
+pub(super) const PREPARED_ROWS: u32 = 16;
+
 /// One call: dQ, dK, dV of O = softmax(scale * Q K^T, where the mask lets it) V, all overwritten.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardCall<'a> {
@@ -179,7 +182,7 @@ pub(super) fn enqueue(
 ) -> Result<(), Error> {
     let (heads, batch) = (params.heads_q, params.tiles / (params.heads_kv * params.key_tiles));
     let prepare = prepare_params(&call.inputs(), params);
-    let grid = Grid { blocks: [prepare.rows_padded / 8, heads, batch], threads: 256, smem: 0 };
+    let grid = Grid { blocks: [prepare.rows_padded / PREPARED_ROWS, heads, batch], threads: 256, smem: 0 };
     // SAFETY: tensors are in the bounds that their views were checked for or that their owner promised, and fit the
     // sizes; the workspace is this stream's and has room for them. Views and records hold all of it until the last
     // launch is enqueued, and order frees and other uses behind it.

@@ -9,7 +9,7 @@ use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop, sys};
 
 use super::CudaError;
 use super::attention::{Attention, Wait, query_map};
-use super::backward::{BackwardInputs, finish_params, point_to_tables, prepare_params};
+use super::backward::{BackwardInputs, PREPARED_ROWS, finish_params, point_to_tables, prepare_params};
 use super::backward_kernels::{Backward, Form};
 use super::backward_problem::{BackwardProblem, check_like_keys, grad_maps};
 use super::backward_slots::GradTable;
@@ -340,7 +340,7 @@ fn enqueue_prepare(
     params: &BackwardParams,
 ) -> Result<(), Error> {
     let prepare = prepare_params(inputs, params);
-    let grid = heads_grid(params, prepare.rows_padded / 8);
+    let grid = heads_grid(params, prepare.rows_padded / PREPARED_ROWS);
     // SAFETY: tensors are in the bounds that their views were checked for or that their owner promised, and fit the
     // sizes; the workspace is this stream's and has room for the sums.
     unsafe { launch("fm3_bwd_prepare", &kernels.prepare, stream, grid, &prepare) }

@@ -5,7 +5,7 @@ use super::forward::{KEY_MAPS, TensorMap};
 use super::layout::{device_struct, kernel_params};
 
 device_struct! {
-    /// fm3_bwd_prepare: row sums, and dQ sums set to 0. Grid (ceil(rows_padded / 8), hq, b), 256 threads.
+    /// fm3_bwd_prepare: row sums, and dQ sums set to 0. Grid (rows_padded / 16, hq, b), 256 threads.
     #[repr(C)]
     pub struct BackwardPrepareParams {
         /// Output of the forward pass, 16-bit [b, sq, hq, 128]; rows are multiples of 16 bytes apart.

@@ -12,8 +12,8 @@ use crate::blocks::Shape;
 use crate::memory::{Array, index, word32};
 use crate::tile::HEAD_DIM;
 
-/// Rows of a block of the preparing pass: one per warp.
-const PREPARED_ROWS: u32 = 8;
+/// Rows of a block of the preparing pass: half a warp each.
+const PREPARED_ROWS: u32 = 16;
 
 /// What the gradients need of each row: delta, LSE in units of log2, and dQ sums of 0. +inf instead of LSE makes P zero:
 /// for rows that see nothing, and for rows past the end.

@@ -14,41 +14,49 @@ __device__ __forceinline__ uint64_t row_offset(const uint64_t (&strides)[3], uin
     return blockIdx.z * strides[0] + row * strides[1] + blockIdx.y * strides[2];
 }
 
-// One warp per row, four elements per lane: delta = sum of dO O, LSE in units of log2, and zeroes in the sums of dQ.
-// +inf instead of LSE makes P zero: for rows that see nothing, and for rows past the end.
+constexpr uint32_t kPreparedRows = kPassThreads / 16;  // of a block: half a warp each, eight elements per lane
+
+// Of eight products of packed elements.
+template <typename Element>
+__device__ __forceinline__ float dot_eight(const uint4& a, const uint4& b) {
+    const uint32_t left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 x = unpack<Element>(left[i]), y = unpack<Element>(right[i]);
+        sum += x.x * y.x + x.y * y.y;
+    }
+    return sum;
+}
+
+// Delta = sum of dO O, LSE in units of log2, and zeroes in the sums of dQ. +inf instead of LSE makes P zero: for rows
+// that see nothing, and for rows past the end. LSE, O and dO are loaded at once.
 template <typename Element>
 __device__ __forceinline__ void prepare(const BackwardPrepareParams& p) {
     constexpr float kLog2E = 1.4426950408889634f;
-    const uint32_t row = blockIdx.x * (kPassThreads / 32) + threadIdx.x / 32;
-    const uint32_t lane = threadIdx.x % 32;
-    if (row >= p.rows_padded) {
-        return;
-    }
+    const uint32_t row = blockIdx.x * kPreparedRows + threadIdx.x / 16;
+    const uint32_t lane = threadIdx.x % 16;
     const uint64_t head = static_cast<uint64_t>(blockIdx.z) * p.heads_q + blockIdx.y;
-    float delta = 0.0f, lse2 = INFINITY;
+    float lse = -INFINITY, delta = 0.0f;
     if (row < p.seq_q) {
-        const float lse = reinterpret_cast<const float*>(p.lse)[head * p.seq_q + row];
-        if (lse != -INFINITY) {
-            const uint64_t o_at = row_offset(p.o_strides, row), dout_at = row_offset(p.dout_strides, row);
-            const uint2 o = reinterpret_cast<const uint2*>(reinterpret_cast<const uint16_t*>(p.o) + o_at)[lane];
-            const uint2 dout = reinterpret_cast<const uint2*>(reinterpret_cast<const uint16_t*>(p.dout) + dout_at)[lane];
-            const float2 o0 = unpack<Element>(o.x), o1 = unpack<Element>(o.y);
-            const float2 d0 = unpack<Element>(dout.x), d1 = unpack<Element>(dout.y);
-            delta = o0.x * d0.x + o0.y * d0.y + o1.x * d1.x + o1.y * d1.y;
-            lse2 = lse * kLog2E;
-        }
+        const uint16_t* o = reinterpret_cast<const uint16_t*>(p.o) + row_offset(p.o_strides, row);
+        const uint16_t* dout = reinterpret_cast<const uint16_t*>(p.dout) + row_offset(p.dout_strides, row);
+        lse = reinterpret_cast<const float*>(p.lse)[head * p.seq_q + row];
+        delta = dot_eight<Element>(reinterpret_cast<const uint4*>(o)[lane], reinterpret_cast<const uint4*>(dout)[lane]);
     }
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
+    for (int distance = 8; distance > 0; distance /= 2) {
         delta += __shfl_xor_sync(0xFFFFFFFFu, delta, distance);
     }
     const uint64_t at = head * p.rows_padded + row;
     if (lane == 0) {
-        reinterpret_cast<float*>(p.lse2)[at] = lse2;
-        reinterpret_cast<float*>(p.delta)[at] = delta;
+        const bool sees = lse != -INFINITY;
+        reinterpret_cast<float*>(p.lse2)[at] = sees ? lse * kLog2E : INFINITY;
+        reinterpret_cast<float*>(p.delta)[at] = sees ? delta : 0.0f;
     }
-    // The sums of 64 rows lie together; which of them a warp zeroes does not matter.
-    reinterpret_cast<float4*>(p.dq_sums)[at * (kHeadDim / 4) + lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    // The sums of 64 rows lie together; which of them a thread zeroes does not matter.
+    float4* sums = reinterpret_cast<float4*>(p.dq_sums) + at * (kHeadDim / 4) + lane;
+    sums[0] = sums[16] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
 // 64 rows of one head: the sums lie in the order of the consumers' registers, [warpgroup][8 columns][thread][4].

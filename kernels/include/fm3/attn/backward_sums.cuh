@@ -77,7 +77,7 @@ __device__ __forceinline__ void start_addition(
     const BackwardParams& p, uint32_t shared, uint32_t warpgroup, uint32_t target) {
     constexpr uint32_t kHalf = kStepRows * kHeadDim / kConsumers;
     float* sums = reinterpret_cast<float*>(p.dq_sums) + (static_cast<uint64_t>(target) * kConsumers + warpgroup) * kHalf;
-    add_floats(sums, shared + offset::kQuerySum + warpgroup * kQuerySumBytes, kQuerySumBytes);
+    add_floats(sums, shared + offset::kQuerySum + warpgroup * kQuerySumBytes, kQuerySumBytes, Keep::kLong);
     store_commit();
 }
 

@@ -276,7 +276,7 @@ static_assert(offsetof(MaskRankParams, padded) == 20);
 static_assert(offsetof(MaskRankParams, graded) == 24);
 static_assert(offsetof(MaskRankParams, reserved) == 28);
 
-// fm3_bwd_prepare: row sums, and dQ sums set to 0. Grid (ceil(rows_padded / 8), hq, b), 256 threads.
+// fm3_bwd_prepare: row sums, and dQ sums set to 0. Grid (rows_padded / 16, hq, b), 256 threads.
 struct BackwardPrepareParams {
     // Output of the forward pass, 16-bit [b, sq, hq, 128]; rows are multiples of 16 bytes apart.
     uint64_t o;

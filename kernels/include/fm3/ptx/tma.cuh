@@ -6,7 +6,7 @@
 
 namespace fm3 {
 
-// How long L2 keeps what a copy reads, as the 64-bit policies that CUTLASS's TMA::CacheHintSm90 lists.
+// How long L2 keeps what a copy reads or adds to, as the 64-bit policies that CUTLASS's TMA::CacheHintSm90 lists.
 enum class Keep : uint64_t {
     kShort = 0x12F0000000000000ull,
     kLong = 0x14F0000000000000ull,
@@ -68,10 +68,11 @@ __device__ __forceinline__ void store_box(const TensorMap& map, uint32_t shared,
 }
 
 // Adds f32 values to global memory; size and both addresses are multiples of 16.
-__device__ __forceinline__ void add_floats(float* global, uint32_t shared, uint32_t bytes) {
-    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
-                 "r"(shared), "r"(bytes)
-                 : "memory");
+__device__ __forceinline__ void add_floats(float* global, uint32_t shared, uint32_t bytes, Keep keep) {
+    asm volatile(
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.L2::cache_hint.add.f32 [%0], [%1], %2, %3;" ::"l"(global),
+        "r"(shared), "r"(bytes), "l"(static_cast<uint64_t>(keep))
+        : "memory");
 }
 
 __device__ __forceinline__ void store_commit() {
