@@ -94,7 +94,7 @@ impl BackwardWorkspace {
         Parts::of(shape.dims()).end
     }
 
-    /// Bytes that a pass in parts, or a deterministic call, needs: beside those of [`bytes`](Self::bytes) 256, 4 for each
+    /// Bytes that a pass in parts, or a deterministic call, needs: beside those of [`bytes`](Self::bytes) 256, 8 for each
     /// 64 rows of each query head, and 8 for each key tile of each mask head.
     pub fn bytes_in_parts(shape: Shape, mask: MaskDims, segments: &KeySegments) -> usize {
         let lists = Lists { masks: mask.batch.saturating_mul(mask.heads), key_tiles: segments.key_tiles() };
