@@ -285,7 +285,8 @@ impl BackwardPass<'_> {
         params.tiles = self.params.tiles / self.params.key_tiles * params.part_tiles;
         // The same part of the launch's tiles; not more than there are of them.
         let ranks = u64::from(self.params.section_ranks) * u64::from(params.part_tiles);
-        params.section_ranks = (ranks / u64::from(params.key_tiles)) as u32;
+        params.section_ranks =
+            u32::try_from(ranks / u64::from(params.key_tiles)).unwrap_or(params.part_tiles);
         let _tables = point_to_tables(&mut params, stream, &self.inputs, self.scratch);
         let order = self.order(part, &params)?;
         params.ranked_t = self.pass.order;

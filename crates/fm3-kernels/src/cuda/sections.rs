@@ -2,18 +2,18 @@
 use crate::Dims;
 use crate::mask::RowsSeen;
 
-/// Rows of Q, dO and dQ that a section may have in use, bytes: 64 MiB was best of what was tried on H200s, whose L2 has
-/// 50 MB (`docs/decisions/0005-backward-kernel.md`, "The order of work").
-const SECTION_BYTES: f64 = (64 << 20) as f64;
+/// Rows of Q, dO and dQ that a section may have in use, bytes: somewhat more than the 50 MB of L2 was best on H200s, two
+/// heads of 32 K rows (`docs/decisions/0005-backward-kernel.md`, "The order of work").
+const SECTION_BYTES: f64 = (72 << 20) as f64;
 
 /// Of a query row: 128 elements, Q and dO in 16 bits, dQ in f32. The query heads of a KV head come one after another.
 const ROW_BYTES: f64 = 128.0 * (2 + 2 + 4) as f64;
 
-/// More heads are slower than that even where L2 would have room.
-const MOST_HEADS: usize = 4;
+/// Heads of a section, where they fit; more are slower even where L2 has room.
+const HEADS: [usize; 2] = [4, 2];
 
 /// Of an H100 SXM and an H200.
-const MULTIPROCESSORS: f64 = 132.0;
+const MULTIPROCESSORS: usize = 132;
 
 /// KV heads in sections: a section's key tiles come before those of the next, except the shortest of all heads, which
 /// come last. With few heads side by side their rows stay in L2; with the shortest tiles at the end no long one is left
@@ -35,15 +35,15 @@ impl Sections {
     /// The best guess for a mask; none: every row sees every key.
     pub(super) fn choose(dims: Dims, tiles: usize, seen: Option<&RowsSeen>) -> Self {
         let rows = seen.map_or(dims.seq_q as f64, RowsSeen::mean).max(1.0);
-        let room = (SECTION_BYTES / (rows * ROW_BYTES)).round() as usize;
-        let heads = 1 << room.clamp(1, MOST_HEADS).ilog2();
+        let fit = |heads: &usize| *heads as f64 * rows * ROW_BYTES <= SECTION_BYTES;
+        let heads = HEADS.into_iter().find(fit).unwrap_or(1);
         let all = all_heads(dims);
         let Some(seen) = seen.filter(|_| heads < all) else { return Self::of(dims, tiles, heads) };
         // In units of the whole launch. The last section's first tile starts when all sections before it are done, and is
         // to end with the launch: in_sections * (all - heads) / all + longest = 1.
-        let longest = seen.most() as f64 / rows * MULTIPROCESSORS / (tiles * all) as f64;
+        let longest = seen.most() as f64 / rows * MULTIPROCESSORS as f64 / (tiles * all) as f64;
         let in_sections = (1.0 - longest).max(0.0) * all as f64 / (all - heads) as f64;
-        Self { heads, ranks: (seen.columns_with(in_sections.min(1.0)) * tiles as f64) as usize }
+        Self { heads, ranks: seen.first_with(in_sections, tiles) }
     }
 }
 
@@ -72,7 +72,7 @@ mod tests {
             let seen = RowsSeen::of_plain(mask_dims(seq), causal);
             Sections::choose(dims(16, seq), TILES, Some(&seen)).heads
         };
-        // 64 MiB / (32768 rows * 1 KiB) = 2; causal masks have half of the rows.
+        // 72 MiB / (32768 rows * 1 KiB) = 2.25; causal masks have half of the rows.
         assert_eq!([heads(8192, false), heads(32768, false), heads(65536, false)], [4, 2, 1]);
         assert_eq!([heads(32768, true), heads(65536, true), heads(1 << 20, true)], [4, 2, 1]);
         assert_eq!(Sections::choose(dims(16, 65536), 512, None), Sections { heads: 1, ranks: 512 });
@@ -101,27 +101,23 @@ mod tests {
 
     /// When the last of 132 multiprocessors ends, which take tiles in order; 1 is when all have the same work.
     fn list_schedule(seen: &RowsSeen, all: usize, (heads, ranks): (usize, usize)) -> f64 {
-        let rank_of = |tile: usize| tile as f64 / TILES as f64;
-        let work = |rank: usize| {
-            // What the columns of this rank have of all pairs.
-            let part = |rank: usize| {
-                (0..=1000)
-                    .map(|i| f64::from(i) / 1000.0)
-                    .find(|share| seen.columns_with(*share) > rank_of(rank))
-            };
-            part(rank + 1).unwrap_or(1.0) - part(rank).unwrap_or(1.0)
+        // What the columns of this rank have of all pairs, to a thousandth.
+        let before = |rank: usize| {
+            let shares = (0..=1000).map(|i| f64::from(i) / 1000.0);
+            shares.take_while(|share| seen.first_with(*share, TILES) <= rank).last().unwrap_or(0.0)
         };
+        let work = |rank: usize| before(rank + 1) - before(rank);
         let work: Vec<f64> = (0..TILES).map(work).collect();
         let sections = (0..all)
             .step_by(heads)
             .flat_map(|first| (0..ranks).flat_map(move |rank| (first..first + heads).map(move |_| rank)));
         let rest = (ranks..TILES).flat_map(|rank| (0..all).map(move |_| rank));
-        let mut ends = vec![0.0_f64; MULTIPROCESSORS as usize];
+        let mut ends = vec![0.0_f64; MULTIPROCESSORS];
         for rank in sections.chain(rest) {
             let next = ends.iter_mut().min_by(|a, b| a.total_cmp(b)).unwrap();
             *next += work[rank];
         }
         let total: f64 = work.iter().sum::<f64>() * all as f64;
-        ends.into_iter().fold(0.0, f64::max) / (total / MULTIPROCESSORS)
+        ends.into_iter().fold(0.0, f64::max) / (total / MULTIPROCESSORS as f64)
     }
 }

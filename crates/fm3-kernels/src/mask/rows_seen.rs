@@ -47,14 +47,14 @@ impl RowsSeen {
         self.rows.first().copied().unwrap_or_default()
     }
 
-    /// The columns that most rows see, as many as have `share` of all pairs: their part of all columns, 0 to 1.
-    pub(crate) fn columns_with(&self, share: f64) -> f64 {
+    /// How many of `of` equal groups of columns, those that most rows see first, have at most `share` of all pairs.
+    pub(crate) fn first_with(&self, share: f64, of: usize) -> usize {
         let mut left = share * self.sum();
         let fits = |rows: &&usize| {
             left -= **rows as f64;
             left >= 0.0
         };
-        self.rows.iter().take_while(fits).count() as f64 / self.rows.len() as f64
+        of * self.rows.iter().take_while(fits).count() / self.rows.len()
     }
 
     fn sum(&self) -> f64 {
@@ -93,7 +93,7 @@ mod tests {
         let seen = RowsSeen::sample(5, |column| [10, 40, 0, 30, 20][column]);
         assert_eq!((seen.mean(), seen.most()), (20.0, 40));
         let shares = [0.0, 0.39, 0.4, 0.69, 0.7, 0.9, 1.0];
-        assert_eq!(shares.map(|share| seen.columns_with(share)), [0.0, 0.0, 0.2, 0.2, 0.4, 0.6, 1.0]);
-        assert_eq!(RowsSeen::sample(3, |_| 0).columns_with(0.5), 1.0);
+        assert_eq!(shares.map(|share| seen.first_with(share, 10)), [0, 0, 2, 2, 4, 6, 10]);
+        assert_eq!(RowsSeen::sample(3, |_| 0).first_with(0.5, 7), 7);
     }
 }

@@ -238,7 +238,7 @@ const fn grade(work: u32) -> u32 {
     let octave = work.ilog2();
     let square = work as u64 * work as u64;
     // work / 2^octave is in 1..2, and its square in 1..4.
-    1 + 2 * octave + (square >> (2 * octave + 1)) as u32
+    2 * octave + if square >> (2 * octave + 1) == 0 { 1 } else { 2 }
 }
 
 fn filled<T: Clone>(call: &'static str, len: usize, value: T) -> Result<Vec<T>, Error> {
