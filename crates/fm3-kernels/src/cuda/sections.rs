@@ -54,7 +54,7 @@ const fn all_heads(dims: Dims) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mask::{Documents, FlashMask, MaskDims};
+    use crate::mask::{Documents, FlashMask, KeySegments, MaskDims, MaskTables};
 
     const TILES: usize = 256;
 
@@ -88,8 +88,10 @@ mod tests {
         let seen = RowsSeen::of(&mask);
         let Sections { heads, ranks } = Sections::choose(dims(8, 32768), TILES, Some(&seen));
         assert!(heads == 4 && (1..TILES).contains(&ranks), "{ranks} ranks of {TILES} in sections of {heads}");
-        let (end, alone) = (list_schedule(&seen, 8, (heads, ranks)), list_schedule(&seen, 8, (heads, TILES)));
-        assert!(end < 1.02 && alone > 1.05, "ends at {end}, with all tiles in sections at {alone}");
+        let lists = MaskTables::build(&mask, &KeySegments::whole(32768).unwrap()).unwrap().by_keys;
+        let work: Vec<u32> = lists.ranked.iter().map(|tile| lists.counts[*tile as usize]).collect();
+        let [end, alone] = [ranks, TILES].map(|ranks| list_schedule(&work, 8, (heads, ranks)));
+        assert!(end < 1.01 && alone > 1.04, "ends at {end}, with all tiles in sections at {alone}");
     }
 
     #[test]
@@ -100,24 +102,16 @@ mod tests {
     }
 
     /// When the last of 132 multiprocessors ends, which take tiles in order; 1 is when all have the same work.
-    fn list_schedule(seen: &RowsSeen, all: usize, (heads, ranks): (usize, usize)) -> f64 {
-        // What the columns of this rank have of all pairs, to a thousandth.
-        let before = |rank: usize| {
-            let shares = (0..=1000).map(|i| f64::from(i) / 1000.0);
-            shares.take_while(|share| seen.first_with(*share, TILES) <= rank).last().unwrap_or(0.0)
-        };
-        let work = |rank: usize| before(rank + 1) - before(rank);
-        let work: Vec<f64> = (0..TILES).map(work).collect();
+    fn list_schedule(work: &[u32], all: usize, (heads, ranks): (usize, usize)) -> f64 {
         let sections = (0..all)
             .step_by(heads)
-            .flat_map(|first| (0..ranks).flat_map(move |rank| (first..first + heads).map(move |_| rank)));
-        let rest = (ranks..TILES).flat_map(|rank| (0..all).map(move |_| rank));
-        let mut ends = vec![0.0_f64; MULTIPROCESSORS];
+            .flat_map(|_| (0..ranks).flat_map(move |rank| std::iter::repeat_n(rank, heads)));
+        let rest = (ranks..TILES).flat_map(|rank| std::iter::repeat_n(rank, all));
+        let mut ends = [0_u32; MULTIPROCESSORS];
         for rank in sections.chain(rest) {
-            let next = ends.iter_mut().min_by(|a, b| a.total_cmp(b)).unwrap();
-            *next += work[rank];
+            *ends.iter_mut().min().unwrap() += work[rank];
         }
-        let total: f64 = work.iter().sum::<f64>() * all as f64;
-        ends.into_iter().fold(0.0, f64::max) / (total / MULTIPROCESSORS as f64)
+        let mean = f64::from(ends.iter().sum::<u32>()) / MULTIPROCESSORS as f64;
+        f64::from(ends.into_iter().max().unwrap()) / mean
     }
 }
