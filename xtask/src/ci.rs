@@ -52,7 +52,7 @@ enum Action {
     Demo,
     /// `cargo xtask verify --quick`, by this same program.
     Verify,
-    /// `cargo xtask codegen --check` and `cargo xtask build-kernels`; needs neither a CUDA toolkit nor a GPU.
+    /// `cargo xtask codegen --check` and `cargo xtask build-kernels --nvshmem`; needs neither a CUDA toolkit nor a GPU.
     Kernels,
 }
 
@@ -117,7 +117,7 @@ impl Action {
             }
             Action::Demo => again("demo --check --seq-len 1024 --ranks 3 --heads 4/2 --head-dim 32")?,
             Action::Verify => again("verify --quick")?,
-            Action::Kernels => again("codegen --check")? && again("build-kernels")?,
+            Action::Kernels => again("codegen --check")? && again("build-kernels --nvshmem")?,
         };
         Ok(if passed { Outcome::Passed } else { Outcome::Failed })
     }

@@ -31,6 +31,10 @@ pub(crate) fn all(rank: &Rank, figures: &mut Figures) -> anyhow::Result<()> {
         for blocks in [1, 2, 4, 8, 16, 32, 64] {
             let name = format!("stores of {blocks} CTAs{both}");
             train(rank, figures, (&name, 16 << 20), (How::Stores(Blocks(blocks)), ways))?;
+            if rank.device_side.is_some() {
+                let name = format!("NVSHMEM get in a kernel of {blocks} CTAs{both}");
+                train(rank, figures, (&name, 16 << 20), (How::DeviceGet(Blocks(blocks)), ways))?;
+            }
         }
     }
     latency(rank, figures)?;
@@ -60,6 +64,8 @@ enum How {
     Nvshmem,
     /// By kernels.
     Stores(Blocks),
+    /// By kernels that call NVSHMEM.
+    DeviceGet(Blocks),
 }
 
 /// A train of messages of one size.
@@ -144,6 +150,11 @@ fn send(rank: &Rank, how: How, bytes: usize, values: &[Epoch]) -> anyhow::Result
         How::Stores(blocks) => {
             for _ in values {
                 rank.copy_by_kernel(rank.push.cuda(), blocks, bytes)?;
+            }
+        }
+        How::DeviceGet(blocks) => {
+            for _ in values {
+                rank.get_in_kernel(rank.push.cuda(), blocks, bytes)?;
             }
         }
     }

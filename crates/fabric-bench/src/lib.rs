@@ -1,9 +1,13 @@
-//! Programs that start themselves once per rank.
+//! Programs that start themselves once per rank, and what they share.
+mod device_side;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context;
+
+pub use device_side::{DeviceSide, Pull};
 
 /// A port for rank 0 to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,8 @@ use symm_buffer::{
     Bytes, Epoch, Fabric, Label, Note, Pe, Post, Put, RegionId, SignalId, Step, Use, Wait, World,
 };
 
+use fabric_bench::DeviceSide;
+
 use crate::figures::Figures;
 use crate::{Args, cases};
 
@@ -23,6 +25,8 @@ pub(crate) struct Rank {
     pub(crate) fabric: NvshmemFabric,
     pub(crate) probes: Probes,
     pub(crate) source: KernelSource,
+    /// If its kernel was built.
+    pub(crate) device_side: Option<DeviceSide>,
     /// What is sent, and room for what comes: two halves of the largest message each.
     pub(crate) region: RegionId,
     pub(crate) most: usize,
@@ -52,7 +56,12 @@ pub(crate) fn run(args: &Args, rank: u32, port: u16) -> anyhow::Result<()> {
     let world = NvshmemWorld::meet(seat, &place, &terms, device, PATIENCE)?;
     let fabric = world.fabric(PATIENCE)?;
     let source = args.kernels.clone().map_or(KernelSource::Search, KernelSource::Folder);
-    let rank = Rank {
+    let device_side = world.with_session(|session| DeviceSide::load(fabric.context(), session, &source))?;
+    if device_side.is_none() && seat.me() == Pe(0) {
+        println!("LEFT OUT: NVSHMEM in a kernel; `cargo xtask build-kernels --nvshmem` makes it");
+    }
+    let mut rank = Rank {
+        device_side,
         probes: Probes::load(fabric.context(), &source)?,
         source,
         region: fabric.alloc(Bytes(2 * most), PATIENCE)?,
@@ -71,6 +80,7 @@ pub(crate) fn run(args: &Args, rank: u32, port: u16) -> anyhow::Result<()> {
     if rank.me() == Pe(0) {
         figures.finish(args)?;
     }
+    rank.end_device_side()?;
     let Rank { world, fabric, region, push, gate, .. } = rank;
     fabric.free(region, PATIENCE)?;
     drop((push, gate));

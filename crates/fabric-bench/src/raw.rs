@@ -6,6 +6,7 @@
 use std::ffi::c_void;
 
 use anyhow::Context;
+use fabric_bench::Pull;
 use fm3_kernels::cuda::Blocks;
 use fm3_kernels::params::{ProbeCopyParams, ProbeEchoParams};
 use nvshmem_sys::result::stream::{Completion, Signal, Transfer, put_signal, quiet};
@@ -63,6 +64,28 @@ impl Rank {
         let source = unsafe { DeviceSource::from_raw(address, Bytes(bytes)) };
         // SAFETY: as before; the region lives until all streams are drained.
         Ok(unsafe { self.fabric.lend(&[source], |ids| body(ids[0])) })
+    }
+
+    /// Queues a pull from the peer by `blocks` blocks that call NVSHMEM, if there is such a kernel.
+    pub(crate) fn get_in_kernel(
+        &self,
+        stream: &CudaStream,
+        blocks: Blocks,
+        bytes: usize,
+    ) -> anyhow::Result<()> {
+        let device_side = self.device_side.as_ref().context("no kernel that calls NVSHMEM")?;
+        let mine = |offset| self.there(self.me(), offset, bytes);
+        let pull = Pull { src: mine(0)?, dst: mine(self.most)?, bytes: bytes as u64, peer: self.peer() };
+        // SAFETY: both spans were checked and are symmetric; nobody changes the first half of a region while ranks
+        // measure; the rank is of the world.
+        unsafe { device_side.pull(stream, blocks, pull) }
+    }
+
+    /// Takes the kernel that calls NVSHMEM from it, when all is measured.
+    pub(crate) fn end_device_side(&mut self) -> anyhow::Result<()> {
+        let Some(device_side) = self.device_side.take() else { return Ok(()) };
+        // SAFETY: each measurement has drained the stream of its pulls.
+        self.world.with_session(|session| unsafe { device_side.close(session) })
     }
 
     /// Queues NVSHMEM's own put with signal.

@@ -1,15 +1,17 @@
 //! What is bound, from which headers, by which bindgen: all that decides what the generated files say.
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::build_kernels::wheels;
+
 /// Version of the headers; they come from the wheel of the same version.
-pub(super) const NVSHMEM: &str = "3.4.5";
+pub(super) const NVSHMEM: &str = wheels::NVSHMEM.1;
 
 /// bindgen's version, as in `xtask/Cargo.toml`.
 pub(super) const BINDGEN: &str = "0.72";
 
 /// Name, version and SHA-256 of the wheel with the headers and of the one with libclang, both for x86-64 Linux.
 pub(super) const WHEELS: [(&str, &str, &str); 2] = [
-    ("nvidia-nvshmem-cu13", NVSHMEM, "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
+    wheels::NVSHMEM,
     ("libclang", "18.1.1", "c533091d8a3bbf7460a00cb6c1a71da93bffe148f172c7d03b1c31fbf8aa2a0b"),
 ];
 

@@ -10,18 +10,27 @@ use xxhash_rust::xxh3::Xxh3;
 use super::manifest::Binary;
 use super::sass;
 use super::toolkit::Toolkit;
+use super::wheels::NVSHMEM;
 use crate::files::walk;
 use crate::input::BadInput;
 
 /// What is the same for all binaries.
 pub(super) struct Compiler<'a> {
-    toolkit: &'a Toolkit,
+    tools: Tools<'a>,
     /// The folder of the manifest.
     root: &'a Path,
     out: &'a Path,
     target: Target<'a>,
     /// State of a hash that has seen the compiler, the architecture and all headers.
     inputs: Xxh3,
+}
+
+/// What binaries are made with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tools<'a> {
+    pub toolkit: &'a Toolkit,
+    /// NVSHMEM's folder, if binaries are linked with it.
+    pub nvshmem: Option<&'a Path>,
 }
 
 /// A compiled binary.
@@ -66,11 +75,12 @@ impl<'a> Compiler<'a> {
     /// # Errors
     /// An architecture that is none; headers that cannot be read.
     pub(super) fn new(
-        toolkit: &'a Toolkit,
+        tools: Tools<'a>,
         root: &'a Path,
         out: &'a Path,
         target: Target<'a>,
     ) -> anyhow::Result<Self> {
+        let toolkit = tools.toolkit;
         let arch = target.arch;
         if !arch
             .strip_prefix("sm_")
@@ -87,7 +97,7 @@ impl<'a> Compiler<'a> {
             add(&mut inputs, path.to_string_lossy().as_bytes());
             add(&mut inputs, &read(&root.join("include").join(path))?);
         }
-        Ok(Self { toolkit, root, out, target, inputs })
+        Ok(Self { tools, root, out, target, inputs })
     }
 
     /// Compiles or reuses one binary.
@@ -123,14 +133,21 @@ impl<'a> Compiler<'a> {
         for part in [&binary.source].into_iter().chain(&binary.defines) {
             add(&mut inputs, part.as_bytes());
         }
+        if binary.nvshmem {
+            add(&mut inputs, NVSHMEM.1.as_bytes());
+        }
         add(&mut inputs, &read(&self.root.join(&binary.source))?);
         Ok(format!("{:032x}", inputs.digest128()))
     }
 
     fn compile(&self, binary: &Binary, folder: &Path) -> anyhow::Result<Record> {
         let cubin = folder.join("out.cubin");
-        let mut nvcc = Command::new(&self.toolkit.nvcc);
+        let mut nvcc = Command::new(&self.tools.toolkit.nvcc);
         nvcc.current_dir(self.root).args(flags(self.target));
+        let nvshmem = self.tools.nvshmem.filter(|_| binary.nvshmem);
+        if let Some(nvshmem) = nvshmem {
+            nvcc.arg("-rdc=true").arg("-isystem").arg(nvshmem.join("include"));
+        }
         nvcc.args(binary.defines.iter().map(|define| format!("-D{define}")));
         nvcc.args(["--keep", "--keep-dir"])
             .arg(folder)
@@ -138,8 +155,11 @@ impl<'a> Compiler<'a> {
             .arg(&cubin)
             .arg(&binary.source);
         let (_, log) = output(&mut nvcc).with_context(|| format!("{} does not compile", binary.source))?;
+        if let Some(nvshmem) = nvshmem {
+            self.link(nvshmem, &cubin).with_context(|| format!("{} does not link", binary.source))?;
+        }
         let ptx = String::from_utf8_lossy(&read(&intermediate_ptx(folder)?)?).into_owned();
-        let hgmma = match &self.toolkit.cuobjdump {
+        let hgmma = match &self.tools.toolkit.cuobjdump {
             Some(cuobjdump) => {
                 let (sass, _) = output(Command::new(cuobjdump).arg("-sass").arg(&cubin))?;
                 Some(sass::hgmma(&sass))
@@ -153,6 +173,16 @@ impl<'a> Compiler<'a> {
             dynamic_smem: sass::constant(&ptx, "fm3_smem_bytes"),
             abi_hash: sass::constant(&ptx, "fm3_abi_hash"),
         })
+    }
+
+    /// Replaces a binary by itself with all that it calls of NVSHMEM.
+    fn link(&self, nvshmem: &Path, cubin: &Path) -> anyhow::Result<()> {
+        let object = cubin.with_file_name("unlinked.cubin");
+        std::fs::rename(cubin, &object)?;
+        let mut nvlink = Command::new(&self.tools.toolkit.nvlink);
+        nvlink.arg(format!("--arch={}", self.target.arch)).arg("-o").arg(cubin).arg(&object);
+        nvlink.arg("-L").arg(nvshmem.join("lib")).arg("-lnvshmem_device");
+        output(&mut nvlink).map(drop)
     }
 }
 

@@ -18,6 +18,9 @@ pub(super) struct Binary {
     /// Macros, as NAME or NAME=VALUE.
     #[serde(default)]
     pub defines: Vec<String>,
+    /// Linked with NVSHMEM's device library; made only where it is asked for.
+    #[serde(default)]
+    pub nvshmem: bool,
     /// Its entry points.
     pub kernels: BTreeMap<String, Budget>,
 }

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::files::workspace_root;
 use crate::input::BadInput;
-use compile::{Built, Compiler, Target};
+use compile::{Built, Compiler, Target, Tools};
 use manifest::Binary;
 use toolkit::Toolkit;
 
@@ -37,6 +37,9 @@ pub(crate) struct BuildKernelsArgs {
     /// Macro for all binaries, as NAME or NAME=VALUE; such builds want a folder of their own.
     #[arg(long, value_name = "MACRO", requires = "out")]
     define: Vec<String>,
+    /// Also makes what is linked with NVSHMEM's device library; fetches its wheel, some 60 MB, on first use.
+    #[arg(long)]
+    nvshmem: bool,
     /// Leaves out the line tables, which profilers read and which are most of a binary.
     #[arg(long)]
     no_line_tables: bool,
@@ -52,6 +55,7 @@ impl Default for BuildKernelsArgs {
             jobs: None,
             out: None,
             define: Vec::new(),
+            nvshmem: false,
             no_line_tables: false,
             json: None,
         }
@@ -59,9 +63,14 @@ impl Default for BuildKernelsArgs {
 }
 
 impl BuildKernelsArgs {
+    /// All kernels.
+    pub(crate) fn with_nvshmem() -> Self {
+        Self { nvshmem: true, ..Self::default() }
+    }
+
     /// The kernels as this macro makes them, in a folder of their own, for tests only.
     pub(crate) fn variant(define: String, out: PathBuf) -> Self {
-        Self { define: vec![define], out: Some(out), no_line_tables: true, ..Self::default() }
+        Self { define: vec![define], out: Some(out), no_line_tables: true, ..Self::with_nvshmem() }
     }
 }
 
@@ -116,14 +125,17 @@ struct Outcome {
 fn compile(args: &BuildKernelsArgs) -> anyhow::Result<Outcome> {
     let root = workspace_root().join("kernels");
     let mut binaries = manifest::read(&root.join("kernels.toml"))?;
+    binaries.retain(|binary| args.nvshmem || !binary.nvshmem);
     binaries.iter_mut().for_each(|binary| binary.defines.extend_from_slice(&args.define));
     let pool = pool(args.jobs)?;
     let toolkit = toolkit::find()?;
     let out = args.out.clone().unwrap_or_else(kernels_folder);
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let out = out.canonicalize()?;
-    let compiler =
-        Compiler::new(&toolkit, &root, &out, Target { arch: &args.arch, line_tables: !args.no_line_tables })?;
+    let nvshmem = args.nvshmem.then(|| wheels::nvshmem(&workspace_root().join("target"))).transpose()?;
+    let tools = Tools { toolkit: &toolkit, nvshmem: nvshmem.as_deref() };
+    let target = Target { arch: &args.arch, line_tables: !args.no_line_tables };
+    let compiler = Compiler::new(tools, &root, &out, target)?;
     let build = |binary| compiler.build(binary);
     let built = pool.install(|| binaries.par_iter().map(build).collect());
     Ok(Outcome { toolkit, binaries, built, out })

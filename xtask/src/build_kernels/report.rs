@@ -81,7 +81,8 @@ fn complaints(binary: &Binary, built: &Built, functions: &[Function]) -> Vec<Str
         )),
         None => wrong.push(format!("{name}: has no fm3_abi_hash; the loader would refuse it")),
     }
-    for function in functions {
+    // What NVSHMEM's headers bring along is not ours to mend.
+    for function in functions.iter().filter(|function| function.entry || !binary.nvshmem) {
         // A function that a kernel calls costs the kernel; it has no budget of its own.
         let none = Budget::default();
         let budget = binary.kernels.get(&function.name).unwrap_or(&none);
@@ -119,6 +120,7 @@ mod tests {
             name: "a".to_owned(),
             source: "a.cu".to_owned(),
             defines: Vec::new(),
+            nvshmem: false,
             kernels: BTreeMap::from([(kernel.to_owned(), budget)]),
         }
     }
@@ -163,6 +165,15 @@ mod tests {
         let over = wrong(binary("k", budget()), built(&log(24, 12)));
         assert_eq!(over.len(), 2, "{over:?}");
         assert!(over[0].contains("12 bytes of spills, its budget is 8"));
+    }
+
+    #[test]
+    fn functions_of_nvshmem_have_no_budget_and_its_kernels_have() {
+        let linked = |kernel| Binary { nvshmem: true, ..binary(kernel, Budget::default()) };
+        let called = log(0, 0) + "ptxas info : Function properties for f\n    8 bytes stack frame\n";
+        assert!(wrong(linked("k"), built(&called)).is_empty());
+        assert_eq!(wrong(binary("k", Budget::default()), built(&called)).len(), 1);
+        assert_eq!(wrong(linked("k"), built(&log(8, 0))).len(), 1);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::files::workspace_root;
 pub(super) struct Toolkit {
     /// The compiler driver.
     pub nvcc: PathBuf,
+    /// Links device code.
+    pub nvlink: PathBuf,
     /// Prints machine code; not there in every installation.
     pub cuobjdump: Option<PathBuf>,
     /// Such as `13.0, V13.0.88`.
@@ -50,7 +52,8 @@ fn toolkit(nvcc: PathBuf, release: String, origin: &'static str) -> Toolkit {
     let beside = |name: &str| Some(nvcc.with_file_name(name)).filter(|path| path.is_file());
     // cuobjdump calls nvdisasm for the machine code.
     let cuobjdump = beside("nvdisasm").and_then(|_| beside("cuobjdump"));
-    Toolkit { nvcc, cuobjdump, release, origin }
+    let nvlink = nvcc.with_file_name("nvlink");
+    Toolkit { nvcc, nvlink, cuobjdump, release, origin }
 }
 
 fn release(nvcc: &Path) -> Option<String> {

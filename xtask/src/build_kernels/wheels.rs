@@ -20,38 +20,62 @@ const WHEELS: [(&str, &str, &str); 7] = [
     ("cuda-nvdisasm", "13.5.37", "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca"),
 ];
 
+/// Wheel, version and SHA-256 of NVSHMEM: headers for `nvshmem-sys`, headers and the device library for kernels. Host and
+/// device library must be of one version.
+pub(crate) const NVSHMEM: (&str, &str, &str) =
+    ("nvidia-nvshmem-cu13", "3.4.5", "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80");
+
 /// The toolkit's folder, set up on first use.
 ///
 /// # Errors
 /// No wheels for this machine, no pip, or a failed download.
 pub(super) fn set_up(target: &Path) -> anyhow::Result<PathBuf> {
-    let list = requirements();
-    // A changed list is another folder: nothing old is ever taken for new.
-    let folder = target.join(format!("cuda-wheels-{:016x}", xxh3_64(list.as_bytes())));
-    let toolkit = folder.join("nvidia/cu13");
-    if toolkit.is_dir() {
-        return Ok(toolkit);
-    }
     let advice = "install CUDA 13.x and set CUDA_HOME to its folder";
+    let nvcc = ("nvcc", WHEELS[0].1, advice);
+    Ok(unpacked(target, ("cuda-wheels", &requirements()), nvcc)?.join("nvidia/cu13"))
+}
+
+/// NVSHMEM's folder with `include` and `lib`, set up on first use.
+///
+/// # Errors
+/// As [`set_up`].
+pub(super) fn nvshmem(target: &Path) -> anyhow::Result<PathBuf> {
+    let (name, version, hash) = NVSHMEM;
+    let list = format!("{name}=={version} --hash=sha256:{hash}\n");
+    let what = ("NVSHMEM", version, "leave --nvshmem out");
+    Ok(unpacked(target, ("nvshmem-wheel", &list), what)?.join("nvidia/nvshmem"))
+}
+
+/// The folder of some wheels.
+fn unpacked(
+    target: &Path,
+    (stem, list): (&str, &str),
+    (what, version, advice): (&str, &str, &str),
+) -> anyhow::Result<PathBuf> {
+    // A changed list is another folder: nothing old is ever taken for new.
+    let folder = target.join(format!("{stem}-{:016x}", xxh3_64(list.as_bytes())));
+    if folder.is_dir() {
+        return Ok(folder);
+    }
     ensure!(
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
-        "nvcc is pinned for x86-64 Linux only; {advice}"
+        "{what} is pinned for x86-64 Linux only; {advice}"
     );
     ensure!(
         works("python3", &["-m", "pip", "--version"]),
-        "no nvcc 13.x and no python3 with pip to fetch it; install pip, or {advice}"
+        "no {what} and no python3 with pip to fetch it; install pip, or {advice}"
     );
-    println!("setting up nvcc {} under {}", WHEELS[0].1, target.display());
+    println!("setting up {what} {version} under {}", target.display());
     std::fs::create_dir_all(target)?;
     let partial = tempfile::tempdir_in(target)?;
-    install(&list, partial.path()).with_context(|| format!("cannot set up nvcc; mend it, or {advice}"))?;
+    install(list, partial.path()).with_context(|| format!("cannot set up {what}; mend it, or {advice}"))?;
     let done = partial.keep();
     if let Err(error) = std::fs::rename(&done, &folder) {
         // Somebody else was faster: theirs is the same.
         std::fs::remove_dir_all(&done)?;
-        ensure!(toolkit.is_dir(), "cannot rename {} to {}: {error}", done.display(), folder.display());
+        ensure!(folder.is_dir(), "cannot rename {} to {}: {error}", done.display(), folder.display());
     }
-    Ok(toolkit)
+    Ok(folder)
 }
 
 /// Installs the wheels of a list of requirements with hashes into a folder.

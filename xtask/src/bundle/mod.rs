@@ -60,7 +60,7 @@ pub(crate) fn execute(args: &BundleArgs) -> anyhow::Result<ExitCode> {
 
 /// The kernels, and those of each jitter seed; false when they break a budget.
 fn pack_kernels(bundle: &Path) -> anyhow::Result<bool> {
-    if build_kernels::execute(&BuildKernelsArgs::default())? != ExitCode::SUCCESS {
+    if build_kernels::execute(&BuildKernelsArgs::with_nvshmem())? != ExitCode::SUCCESS {
         return Ok(false);
     }
     copy_cubins(&kernels_folder(), &bundle.join("kernels"))?;

@@ -2,8 +2,12 @@
 use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaModule};
 
 use super::CudaError;
+use super::kernels::module;
 use crate::Error;
 
 /// Where to take the kernels from.
@@ -17,6 +21,17 @@ pub enum KernelSource {
     Folder(PathBuf),
 }
 
+impl KernelSource {
+    /// Loads a binary whose kernels are another crate's, from where this crate's are; `file` is its name. It must name
+    /// [`ABI_HASH`](crate::params::ABI_HASH) as ours do.
+    ///
+    /// # Errors
+    /// As [`Kernels::load`](super::Kernels::load).
+    pub fn module(&self, context: &Arc<CudaContext>, file: &'static str) -> Result<Arc<CudaModule>, Error> {
+        module(context, Binary::Other(file), self)
+    }
+}
+
 /// Binaries that are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Binary {
@@ -26,6 +41,8 @@ pub(super) enum Binary {
     BackwardBf16,
     BackwardF16,
     Probe,
+    /// Of another crate.
+    Other(&'static str),
 }
 
 impl Binary {
@@ -37,6 +54,7 @@ impl Binary {
             Binary::BackwardBf16 => "bwd_d128_bf16.sm_90a.cubin",
             Binary::BackwardF16 => "bwd_d128_f16.sm_90a.cubin",
             Binary::Probe => "probe.sm_90a.cubin",
+            Binary::Other(file) => file,
         }
     }
 
@@ -60,7 +78,6 @@ impl Binary {
     }
 
     #[cfg(feature = "embed")]
-    #[expect(clippy::unnecessary_wraps, reason = "without the feature there is nothing")]
     const fn embedded(self) -> Option<&'static [u8]> {
         Some(match self {
             Binary::ForwardBf16 => {
@@ -71,6 +88,7 @@ impl Binary {
             }
             Binary::Mask => include_bytes!(concat!(env!("FM3_KERNELS"), "/mask.sm_90a.cubin")),
             Binary::Probe => include_bytes!(concat!(env!("FM3_KERNELS"), "/probe.sm_90a.cubin")),
+            Binary::Other(_) => return None,
             Binary::BackwardBf16 => {
                 include_bytes!(concat!(env!("FM3_KERNELS"), "/bwd_d128_bf16.sm_90a.cubin"))
             }
