@@ -94,7 +94,9 @@ mod tests {
     fn every_entry_point_of_the_binaries_is_here_and_nothing_else() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/kernels.toml");
         let manifest: toml::Table = std::fs::read_to_string(file).unwrap().parse().unwrap();
-        let binaries = manifest["binary"].as_array().unwrap().iter();
+        // NVSHMEM's own device code is not simulated.
+        let is_ours = |binary: &&toml::Value| binary.get("nvshmem").is_none();
+        let binaries = manifest["binary"].as_array().unwrap().iter().filter(is_ours);
         let entries = binaries.flat_map(|binary| binary["kernels"].as_table().unwrap().keys());
         let want: BTreeSet<&str> = entries.map(String::as_str).collect();
         let got: BTreeSet<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
