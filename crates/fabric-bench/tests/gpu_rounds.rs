@@ -93,7 +93,6 @@ fn one_rank() {
     rounds.send(&push);
     fabric.synchronize(&push, PATIENCE).unwrap();
     fabric.synchronize(&work, PATIENCE).unwrap();
-    work.cuda().synchronize().unwrap();
     let found: Vec<u64> = bytemuck::pod_collect_to_vec(&fabric.load(rounds.found()).unwrap());
     assert_eq!(found, [1, rounds.count, 0, 0], "end, rounds read, wrong words, a wrong round + 1");
     println!("{}: {} rounds of {SLOT} bytes, {:.1?}", fabric.me(), rounds.count, begun.elapsed());

@@ -29,7 +29,7 @@ impl NvshmemFabric {
 
     pub(super) fn drain_all(&self, call: &'static str, deadline: Deadline) -> Result<(), Error> {
         let cores = self.node.cores();
-        cores.iter().try_for_each(|core| core.drain(&self.node, (call, None), deadline).map(drop))
+        cores.iter().try_for_each(|core| core.drain(&self.node, call, deadline).map(drop))
     }
 
     /// Meets all ranks over `ask`.

@@ -10,7 +10,7 @@ use super::heap::{Chunk, Heap};
 use super::node::Node;
 use super::source::{DeviceSource, Scope, Sources};
 use super::staging::Staging;
-use super::stream::{Core, NvshmemStream, Work};
+use super::stream::{Core, NvshmemStream, Share, Work};
 use super::world::NvshmemWorld;
 use crate::ask::Ask;
 use crate::deadline::{Deadline, poll_until};
@@ -54,11 +54,20 @@ impl NvshmemFabric {
     }
 
     /// A stream of the caller's, for puts and waits in order with its work. One stream may be adopted several times.
+    /// Collectives wait for what the fabric has queued on it, and leave other work alone.
     ///
     /// # Errors
     /// [`Error::Stream`] when there are too many.
     pub fn adopt(&self, stream: &Arc<CudaStream>, name: &'static str) -> Result<NvshmemStream, Error> {
-        let core = self.node.add(|index| Core::new(&self.node, name, stream.clone(), index));
+        self.add(stream, (name, Share::Fabrics))
+    }
+
+    fn add(
+        &self,
+        stream: &Arc<CudaStream>,
+        (name, drains): (&'static str, Share),
+    ) -> Result<NvshmemStream, Error> {
+        let core = self.node.add(|index| Core::new(&self.node, (name, drains), stream.clone(), index));
         let full =
             || Error::Stream { call: "stream", stream: name, reason: "a rank has at most 128".to_owned() };
         core.map(|core| NvshmemStream { core }).ok_or_else(full)
@@ -173,7 +182,7 @@ impl Fabric for NvshmemFabric {
 
     fn stream(&self, name: &'static str) -> Result<NvshmemStream, Error> {
         let stream = self.world.context.new_stream().named("cuStreamCreate")?;
-        self.adopt(&stream, name)
+        self.add(&stream, (name, Share::All))
     }
 
     fn put_signal(&self, stream: &NvshmemStream, put: Put<'_>) -> Result<(), Error> {
@@ -262,7 +271,7 @@ impl Fabric for NvshmemFabric {
     fn synchronize(&self, stream: &NvshmemStream, deadline: Duration) -> Result<Duration, Error> {
         let call = "synchronize";
         let core = self.core(call, stream)?;
-        match core.drain(&self.node, (call, None), Deadline::after(deadline)) {
+        match core.drain_share(&self.node, (call, Share::All), Deadline::after(deadline)) {
             Ok(waited) => self.check_alive(call).map(|()| waited),
             Err(error @ Error::Drain { waited, .. }) => {
                 let label = Label { stage: core.name, piece: 0 };

@@ -20,7 +20,8 @@ pub struct NvshmemStream {
 }
 
 impl NvshmemStream {
-    /// The stream itself, for events and for work that the fabric does not know.
+    /// The stream itself, for events and for kernels of the caller's. [`Fabric::synchronize`](crate::Fabric::synchronize)
+    /// waits for them too.
     pub fn cuda(&self) -> &Arc<CudaStream> {
         &self.core.stream
     }
@@ -40,7 +41,18 @@ pub(super) struct Core {
     /// Which progress word is its.
     pub(super) index: usize,
     pub(super) is_orphan: AtomicBool,
+    /// What the fabric's collectives wait for.
+    drains: Share,
     queue: Mutex<Queue>,
+}
+
+/// Which work on a stream is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Share {
+    /// What the fabric has queued. Of a stream that is its owner's, who may queue anything or capture it.
+    Fabrics,
+    /// Also kernels of the caller's, and what the stream follows.
+    All,
 }
 
 #[derive(Debug, Default)]
@@ -71,9 +83,14 @@ pub(super) struct Work {
 
 impl Core {
     /// A stream whose progress word is `index`, which no other uses.
-    pub(super) fn new(node: &Node, name: &'static str, stream: Arc<CudaStream>, index: usize) -> Self {
+    pub(super) fn new(
+        node: &Node,
+        (name, drains): (&'static str, Share),
+        stream: Arc<CudaStream>,
+        index: usize,
+    ) -> Self {
         node.block.word(At::Progress(node.me, index)).store(0, Ordering::Release);
-        Self { name, stream, index, is_orphan: AtomicBool::new(false), queue: Mutex::default() }
+        Self { name, stream, index, is_orphan: AtomicBool::new(false), drains, queue: Mutex::default() }
     }
 
     /// Queues work; its number.
@@ -105,28 +122,44 @@ impl Core {
     /// Whether nothing is under way.
     pub(super) fn is_drained(&self, node: &Node) -> bool {
         let queue = self.queue.lock();
+        // A stream that cannot be asked any more does nothing.
         self.done(node) == queue.queued
+            && (self.drains == Share::Fabrics || is_idle(&self.stream).unwrap_or(true))
     }
 
-    /// Waits until the work up to `number` is done, or all when there is none.
+    /// As [`Core::drain_share`], of the work that keeps memory of the fabric in use.
     pub(super) fn drain(
         &self,
         node: &Node,
-        (call, number): (&'static str, Option<u64>),
+        call: &'static str,
         deadline: Deadline,
     ) -> Result<Duration, Error> {
-        let number = number.unwrap_or_else(|| self.queue.lock().queued);
+        self.drain_share(node, (call, self.drains), deadline)
+    }
+
+    /// Waits until the work that is queued now is done.
+    pub(super) fn drain_share(
+        &self,
+        node: &Node,
+        (call, share): (&'static str, Share),
+        deadline: Deadline,
+    ) -> Result<Duration, Error> {
+        let number = self.queue.lock().queued;
         let mut asked = Instant::now();
         let poll = || {
-            if self.done(node) >= number {
+            let is_counted = self.done(node) >= number;
+            if is_counted && share == Share::Fabrics {
                 return Some(Ok(()));
             }
-            // A failed stream counts no more; the driver is asked seldom, as it takes locks.
-            if asked.elapsed() < Duration::from_millis(5) {
+            // A failed stream counts no more; until it has counted the driver is asked seldom, as it takes locks.
+            if !is_counted && asked.elapsed() < Duration::from_millis(5) {
                 return None;
             }
             asked = Instant::now();
-            is_idle(&self.stream).err().map(Err)
+            match is_idle(&self.stream) {
+                Ok(is_idle) => (is_counted && is_idle).then_some(Ok(())),
+                Err(error) => Some(Err(error)),
+            }
         };
         match poll_until(deadline, poll) {
             Ok(waited) => waited.value.map(|()| waited.time),

@@ -21,7 +21,7 @@ use rand_chacha::ChaCha8Rng;
 pub use collectives::{alloc_and_free, barrier_orders, sizes_that_differ_are_named};
 pub use failures::{a_lost_signal_is_named, a_missing_rank_is_named, bad_arguments_are_refused};
 pub use moves::{many_pieces, pitched_copies, ring, self_put, stream_order};
-pub use orders::{notes_are_told, put_all_at_once, streams_follow};
+pub use orders::{a_followed_stream_is_waited_for, notes_are_told, put_all_at_once, streams_follow};
 pub use random::random_programs;
 pub use rounds::{double_buffered_gather, double_buffered_reduce, signals_from_all, stream_waits_relay};
 
@@ -65,7 +65,8 @@ macro_rules! conformance {
         mod $name {
             use super::*;
             $crate::conformance! { @cases $name $backend;
-                ring put_all_at_once streams_follow notes_are_told self_put pitched_copies many_pieces stream_order stream_waits_relay signals_from_all
+                ring put_all_at_once streams_follow a_followed_stream_is_waited_for
+                notes_are_told self_put pitched_copies many_pieces stream_order stream_waits_relay signals_from_all
                 barrier_orders alloc_and_free sizes_that_differ_are_named a_lost_signal_is_named
                 a_missing_rank_is_named bad_arguments_are_refused double_buffered_gather double_buffered_reduce
                 random_programs

@@ -1,4 +1,6 @@
 //! What orders streams and hosts beside signals: puts at once, streams that follow others, notes.
+use std::time::Duration;
+
 use super::{Backend, LONG, Rank, WORLDS, pattern, run, word};
 use crate::{Bytes, Copy2d, Fabric, Pe, Post, Put, Span};
 
@@ -35,6 +37,35 @@ pub fn put_all_at_once<B: Backend>(backend: &B) {
             }
             fabric.put_all(&rank.push, &[]).unwrap();
             fabric.free(region, LONG).unwrap();
+        });
+    }
+}
+
+/// A stream that follows another is done when that one is. Rank 0 lets go of the next rank's stream after a while, and each
+/// rank of the one after it.
+pub fn a_followed_stream_is_waited_for<B: Backend>(backend: &B) {
+    for ranks in WORLDS {
+        backend.run(ranks, &|fabric| {
+            let rank = Rank::new(&fabric);
+            let [held, passes] = ["held", "passes"].map(|name| fabric.stream(name).unwrap());
+            let signal = fabric.alloc_signals(1, LONG).unwrap();
+            let go = Post { signal, value: rank.epoch(1, 0) };
+            let pass_on = || {
+                fabric.put_signal(&passes, Put { to: rank.next(), copies: &[], post: Some(go) }).unwrap();
+            };
+            fabric.wait_on(&held, super::wait_for(rank.previous(), go), LONG).unwrap();
+            fabric.follow(&rank.push, &held).unwrap();
+            if rank.me() == Pe(0) {
+                std::thread::sleep(Duration::from_millis(20));
+                pass_on();
+            }
+            rank.synchronize();
+            assert!(fabric.seen(signal).unwrap() >= go.value, "{} did not wait", rank.me());
+            if rank.me() != Pe(0) {
+                pass_on();
+            }
+            fabric.synchronize(&passes, LONG).unwrap();
+            fabric.barrier(LONG).unwrap();
         });
     }
 }
