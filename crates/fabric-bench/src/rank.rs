@@ -56,7 +56,8 @@ pub(crate) fn run(args: &Args, rank: u32, port: u16) -> anyhow::Result<()> {
     let world = NvshmemWorld::meet(seat, &place, &terms, device, PATIENCE)?;
     let fabric = world.fabric(PATIENCE)?;
     let source = args.kernels.clone().map_or(KernelSource::Search, KernelSource::Folder);
-    let device_side = world.with_session(|session| DeviceSide::load(fabric.context(), session, &source))?;
+    let device_side =
+        world.with_session(|session| DeviceSide::load(fabric.context(), session, &source))??;
     if device_side.is_none() && seat.me() == Pe(0) {
         println!("LEFT OUT: NVSHMEM in a kernel; `cargo xtask build-kernels --nvshmem` makes it");
     }

@@ -85,7 +85,7 @@ impl Rank {
     pub(crate) fn end_device_side(&mut self) -> anyhow::Result<()> {
         let Some(device_side) = self.device_side.take() else { return Ok(()) };
         // SAFETY: each measurement has drained the stream of its pulls.
-        self.world.with_session(|session| unsafe { device_side.close(session) })
+        self.world.with_session(|session| unsafe { device_side.close(session) })?
     }
 
     /// Queues NVSHMEM's own put with signal.
@@ -109,7 +109,7 @@ impl Rank {
             unsafe { put_signal(session.api(), copy, signal, Completion::AtQuiet, on) };
             // SAFETY: as before.
             unsafe { quiet(session.api(), on) };
-        });
+        })?;
         Ok(())
     }
 }

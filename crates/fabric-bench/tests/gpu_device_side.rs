@@ -27,11 +27,12 @@ fn pulls_in_a_kernel_bring_the_other_ranks_words() {
 #[ignore = "is started by the other"]
 fn one_rank() {
     let Some(part) = part() else { return };
-    let world = join(&part).unwrap();
+    let world = join(&part, LONG).unwrap();
     let fabric = world.fabric(LONG).unwrap();
     let source = KernelSource::Search;
     let device_side = world.with_session(|session| DeviceSide::load(fabric.context(), session, &source));
-    let device_side = device_side.unwrap().expect("`cargo xtask build-kernels --nvshmem` makes the kernel");
+    let device_side =
+        device_side.unwrap().unwrap().expect("`cargo xtask build-kernels --nvshmem` makes the kernel");
     let region = fabric.alloc(Bytes(2 * HALF), LONG).unwrap();
     let half = |offset| Span { region, offset, len: HALF };
     let words =
@@ -58,7 +59,7 @@ fn one_rank() {
     }
     fabric.barrier(LONG).unwrap();
     // SAFETY: all pulls are done.
-    world.with_session(|session| unsafe { device_side.close(session) }).unwrap();
+    world.with_session(|session| unsafe { device_side.close(session) }).unwrap().unwrap();
     fabric.free(region, LONG).unwrap();
     drop(stream);
     fabric.close(LONG).unwrap();

@@ -78,7 +78,7 @@ fn no_round_to_itself_shows_a_wrong_word_with_32_connections() {
 fn one_rank() {
     let Some(part) = part() else { return };
     let begun = Instant::now();
-    let world = join(&part).unwrap();
+    let world = join(&part, LONG).unwrap();
     let fabric = world.fabric(LONG).unwrap();
     let rounds = Rounds::new(&fabric, u64::from(part.job));
     rounds.fill();

@@ -1,6 +1,7 @@
 //! What the environment says, read when first asked for.
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Devices of this process (`GPU_SIM_DEVICES`, default 1).
 pub(crate) fn devices() -> i32 {
@@ -40,6 +41,11 @@ pub(crate) fn kernels() -> Option<PathBuf> {
 /// Bytes of the symmetric heap (`NVSHMEM_SYMMETRIC_SIZE`, default 1 GiB).
 pub(crate) fn symmetric_size() -> usize {
     bytes("NVSHMEM_SYMMETRIC_SIZE").unwrap_or(1 << 30)
+}
+
+/// How long a rank takes to start NVSHMEM, in the middle of it (`GPU_SIM_START_MS`, default 0).
+pub(crate) fn start_time() -> Duration {
+    Duration::from_millis(number("GPU_SIM_START_MS").unwrap_or(0))
 }
 
 /// Whether NVSHMEM has a proxy thread, as on a machine with network adapters (no, if `NVSHMEM_REMOTE_TRANSPORT` is `none`

@@ -307,6 +307,18 @@ pub enum Error {
         /// The rank whose process is gone.
         peer: Pe,
     },
+    /// NVSHMEM does not return: a collective of its own has no deadline, and was left.
+    #[error(
+        "{call}: NVSHMEM has not come back from '{inside}' for {waited:.1?} and cannot be used by this process any more; look at the other ranks, end the process and start the job again"
+    )]
+    Stuck {
+        /// Call that found it.
+        call: &'static str,
+        /// The call in which NVSHMEM is.
+        inside: &'static str,
+        /// For how long.
+        waited: Duration,
+    },
     /// A group has more ranks than a backend can take.
     #[error("{call}: {ranks} ranks, but a group has at most {most}; make several groups")]
     TooManyRanks {

@@ -39,6 +39,16 @@ impl<T> Mutex<T> {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(feature = "nvshmem")]
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

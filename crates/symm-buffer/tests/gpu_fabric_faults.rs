@@ -56,7 +56,7 @@ fn a_killed_process_is_named_by_all_others() {
 #[ignore = "is started by its twin"]
 fn a_killed_process_is_named_by_all_others_rank() {
     let Some(part) = part() else { return };
-    let fabric = join(&part).unwrap().fabric(LONG).unwrap();
+    let fabric = join(&part, LONG).unwrap().fabric(LONG).unwrap();
     let victim = Pe(part.ranks - 1);
     let signal = fabric.alloc_signals(2, LONG).unwrap();
     let stream = fabric.stream("waits").unwrap();
@@ -78,6 +78,66 @@ fn a_killed_process_is_named_by_all_others_rank() {
     lost("put_signal", fabric.put_signal(&stream, put).unwrap_err());
     lost("recover", fabric.recover(PROMPT).unwrap_err());
     lost("close", fabric.close(PROMPT).unwrap_err());
+}
+
+/// Budget of the ranks in the next test, for the rendezvous and again for NVSHMEM. Each GPU's context takes half a second.
+fn start_budget() -> Duration {
+    Duration::from_secs(if gpus() > 0 { 5 } else { 2 })
+}
+
+/// A process is killed at any moment of the start, NVSHMEM's own included, which has no deadline: all others end in time, and
+/// whoever fails names it.
+#[test]
+fn a_process_killed_during_the_start_is_named_by_all_others() {
+    // The simulated driver is told to take 400 ms for NVSHMEM's part; with a GPU the start takes a second and more.
+    let times = [0, 5, 10, 20, 40, 80, 160, 320, 640];
+    let unit = Duration::from_millis(if gpus() > 0 { 4 } else { 1 });
+    let variables = [("GPU_SIM_START_MS", "400")];
+    let mut in_nvshmem = 0;
+    for (round, time) in (0..).zip(times) {
+        let twin = "a_process_killed_during_the_start_is_named_by_all_others_rank";
+        let mut ranks = start(twin, 2 + round % 2, round, &variables);
+        await_word(&ranks, "starting");
+        std::thread::sleep(unit * time);
+        let mut victim = ranks.pop().unwrap();
+        victim.child.kill().unwrap();
+        let killed = Instant::now();
+        let said = expect_success(ranks);
+        assert!(killed.elapsed() < 3 * start_budget(), "round {round}: {:.1?}", killed.elapsed());
+        in_nvshmem += u32::from(said.iter().any(|said| said.contains("meet: the process of rank")));
+    }
+    println!("{in_nvshmem} of {} were killed in NVSHMEM's start", times.len());
+    assert!(in_nvshmem > 0);
+}
+
+#[test]
+#[ignore = "is started by its twin"]
+fn a_process_killed_during_the_start_is_named_by_all_others_rank() {
+    let Some(part) = part() else { return };
+    println!("starting");
+    let begun = Instant::now();
+    let error = work_until_it_fails(&part).unwrap_err();
+    println!("{:.1?}: {error}", begun.elapsed());
+    let victim = part.ranks - 1;
+    let named = match &error {
+        Error::Lost { peer, .. } | Error::Missing { missing: peer, .. } => *peer == Pe(victim),
+        // Its refusal may be rank 0's, in words.
+        Error::Rendezvous { why, .. } => why.to_string().contains(&format!("rank {victim}")),
+        _ => false,
+    };
+    assert!(named, "{error:?}");
+    // NVSHMEM may be at its start for ever: nobody waits for it again.
+    let again = Instant::now();
+    _ = join(&part, start_budget() / 10).map(drop);
+    assert!(again.elapsed() < start_budget());
+}
+
+fn work_until_it_fails(part: &Part) -> Result<(), Error> {
+    let fabric = join(part, start_budget())?.fabric(start_budget())?;
+    loop {
+        fabric.barrier(start_budget())?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Ranks that would make NVSHMEM end the process are refused by the rendezvous before it starts, with a typed error.
@@ -134,7 +194,7 @@ fn nvshmem_starts_and_ends_twenty_times_with_changing_worlds_rank() {
             continue;
         }
         let port = part.port.checked_add(round % 4 * 100).unwrap();
-        let world = join(&Part { ranks, port, ..part.clone() }).unwrap();
+        let world = join(&Part { ranks, port, ..part.clone() }, LONG).unwrap();
         let fabric = world.fabric(LONG).unwrap();
         pass_on(&fabric);
         let second = world.fabric(LONG).unwrap();
@@ -152,6 +212,15 @@ fn nvshmem_starts_and_ends_twenty_times_with_changing_worlds_rank() {
 #[test]
 fn groups_of_a_job_are_worlds_of_their_own() {
     expect_success(job("groups_of_a_job_are_worlds_of_their_own", 5, 0));
+}
+
+/// NVSHMEM cannot tell two worlds apart whose ranks share a GPU; so the second begins when the first has ended.
+#[test]
+fn groups_whose_ranks_share_a_gpu_come_one_after_the_other() {
+    for _ in 0..3 {
+        let variables = [("GPU_SIM_ONE_GPU", "1")];
+        expect_success(start("groups_of_a_job_are_worlds_of_their_own_rank", 5, 0, &variables));
+    }
 }
 
 #[test]
@@ -234,7 +303,7 @@ fn a_slow_process_is_recovered_with() {
 fn a_slow_process_is_recovered_with_rank() {
     const SHORT: Duration = Duration::from_millis(100);
     let Some(part) = part() else { return };
-    let fabric = join(&part).unwrap().fabric(LONG).unwrap();
+    let fabric = join(&part, LONG).unwrap().fabric(LONG).unwrap();
     let slow = Pe(1);
     for _ in 0..5 {
         let signal = fabric.alloc_signals(1, LONG).unwrap();

@@ -1,5 +1,7 @@
 //! The state of the library in this process.
 use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -7,10 +9,14 @@ use super::control::{self, Control, MAX_PES, UniqueId, Waiter};
 use super::give_up;
 use super::heap::{Heap, Offer};
 use super::team::Team;
-use crate::context;
 use crate::table::lock;
+use crate::{config, context};
 
 static WORLD: Mutex<Option<Arc<World>>> = Mutex::new(None);
+
+/// What stands for the segment of ranks that share a GPU, which rank 0 makes. As in NVSHMEM its name knows nothing of the
+/// world; here it has the parent's number, so that tests which run at one time do not meet.
+static SEGMENT: Mutex<Option<UnixListener>> = Mutex::new(None);
 
 /// The ranks, me among them.
 pub(super) struct World {
@@ -48,6 +54,13 @@ pub(super) fn meet(id: &UniqueId, me: i32, count: i32) -> io::Result<Arc<World>>
     }
     let control = control::open(id)?;
     control.take_seat(me, count);
+    std::thread::sleep(config::start_time());
+    if config::one_gpu() && count > 1 && me == 0 {
+        let made = make_segment().unwrap_or_else(|why| {
+            control.fail(&format!("Failed to open shared memory slab: {why}, by another world on this GPU"))
+        });
+        *lock(&SEGMENT) = Some(made);
+    }
     let teams = Mutex::new(Team::first(me, count).into_iter().map(Some).collect());
     let world = Arc::new(World { control, me, count, heap: OnceLock::new(), teams });
     world.barrier();
@@ -64,8 +77,14 @@ pub(super) fn end() {
         heap.end();
     }
     world.control.leave_seat(world.me);
+    drop(lock(&SEGMENT).take());
     // Whoever starts again with the same id must find my seat free.
     world.barrier();
+}
+
+fn make_segment() -> io::Result<UnixListener> {
+    let name = format!("gpu-sim mps_shm_0 {}", std::os::unix::process::parent_id());
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
 impl World {

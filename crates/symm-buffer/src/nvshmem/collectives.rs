@@ -17,14 +17,17 @@ impl NvshmemFabric {
     /// Ends the group: drains my streams, meets all ranks, gives the memory back. Collective.
     ///
     /// # Errors
-    /// [`Error::Drain`], [`Error::Missing`], [`Error::Aborted`]; the memory is then lost until the process ends.
+    /// [`Error::Drain`], [`Error::Missing`], [`Error::Aborted`], [`Error::Lost`], [`Error::Stuck`]; the memory is then
+    /// lost until the process ends.
     pub fn close(mut self, deadline: Duration) -> Result<(), Error> {
         self.drain_all(Notice::Closing.name(), Deadline::after(deadline))?;
         self.meet(Ask::Close, deadline)?;
-        let session = self.world.session.lock();
-        let chunks = self.heap.lock().take_all();
-        chunks.into_iter().chain(self.words.take()).for_each(|chunk| chunk.free(&session));
-        Ok(())
+        let mut chunks = self.heap.lock().take_all();
+        chunks.extend(self.words.take());
+        self.world.collective(Notice::Closing.name(), |session| {
+            chunks.into_iter().for_each(|chunk| chunk.free(session));
+            Ok(())
+        })
     }
 
     pub(super) fn drain_all(&self, call: &'static str, deadline: Deadline) -> Result<(), Error> {
@@ -62,12 +65,13 @@ impl NvshmemFabric {
     pub(super) fn grow(&self, bytes: Bytes, deadline: Duration) -> Result<(), Error> {
         let wanted = bytes.0.max(self.world.config.chunk.0);
         let wanted = wanted.checked_next_multiple_of(ALIGNMENT).unwrap_or(wanted);
-        let chunk = Chunk::new(&self.world.session, self.node.me, wanted);
+        let (call, me) = (Notice::Alloc.name(), self.node.me);
+        let chunk = self.world.collective(call, move |session| Chunk::new(session, me, wanted));
         let all = self.meet(Ask::Grown(u64::from(chunk.is_ok())), deadline);
         let chunk = match (chunk, all) {
             (Ok(chunk), Ok(())) => chunk,
             (Err(Error::Nvshmem(_)) | Ok(_), _) => {
-                return Err(Error::NoMemory { call: Notice::Alloc.name(), pe: self.node.me, wanted: bytes });
+                return Err(Error::NoMemory { call, pe: me, wanted: bytes });
             }
             (Err(error), _) => return Err(error),
         };

@@ -159,10 +159,12 @@ impl Fabric for NvshmemFabric {
         self.meet(Ask::Free(region), deadline)?;
         let mut heap = self.heap.lock();
         heap.len(region).ok_or(Error::UnknownRegion { call, region })?;
-        if let Some(chunk) = heap.give(region) {
-            chunk.free(&self.world.session.lock());
-        }
-        Ok(())
+        let Some(chunk) = heap.give(region) else { return Ok(()) };
+        drop(heap);
+        self.world.collective(call, |session| {
+            chunk.free(session);
+            Ok(())
+        })
     }
 
     fn alloc_signals(&self, count: u32, deadline: Duration) -> Result<SignalId, Error> {

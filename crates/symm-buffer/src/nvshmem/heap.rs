@@ -7,7 +7,6 @@ use std::ptr::NonNull;
 use nvshmem_sys::Session;
 
 use super::arena::Arena;
-use crate::sync::{Mutex, MutexGuard};
 use crate::{Bytes, Error, Pe, RegionId, Span};
 
 /// What NVSHMEM gives, and where peers have it.
@@ -39,13 +38,12 @@ impl Chunk {
     ///
     /// # Errors
     /// [`Error::Nvshmem`] when the heap is full, [`Error::Unreachable`].
-    pub(super) fn new(session: &Mutex<Session>, me: Pe, bytes: usize) -> Result<Self, Error> {
+    pub(super) fn new(session: &Session, me: Pe, bytes: usize) -> Result<Self, Error> {
         /// Of chunks: more than any region or tensor map needs.
         const ALIGN: usize = 1024;
         let call = "alloc";
         let too_large = || Error::TooLarge { call, used: Bytes(0), wanted: Bytes(bytes) };
         let layout = Layout::from_size_align(bytes, ALIGN).map_err(|_| too_large())?;
-        let session = session.lock();
         // SAFETY: the ranks have met over this very request just before.
         let memory = unsafe { session.alloc(layout) }.map_err(Error::Nvshmem)?;
         let base = |pe: u32| {
@@ -62,7 +60,7 @@ impl Chunk {
     }
 
     /// Gives it back. Collective, as [`Chunk::new`].
-    pub(super) fn free(self, session: &MutexGuard<'_, Session>) {
+    pub(super) fn free(self, session: &Session) {
         // SAFETY: it came from this session; the ranks have met over giving it back, with their streams drained.
         unsafe { session.free(self.memory.0) };
     }

@@ -30,6 +30,7 @@
 //! # Ok::<(), Error>(())
 //! ```
 mod addresses;
+mod apart;
 mod arena;
 mod block;
 mod collectives;
@@ -40,6 +41,7 @@ mod meeting;
 mod node;
 mod place;
 mod record;
+mod sharing;
 mod source;
 mod staging;
 mod stream;

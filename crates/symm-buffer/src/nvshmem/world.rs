@@ -6,15 +6,17 @@ use std::time::Duration;
 use cudarc::driver::{CudaContext, result};
 use nvshmem_sys::{Search, Session, UniqueId};
 
-use super::block::{Hall, Sizes};
+use super::apart::{self, Apart};
+use super::block::{Block, Hall, Sizes};
 use super::driver::{Named, Registered, context};
 use super::fabric::NvshmemFabric;
 use super::heap::Chunk;
 use super::meeting::{Outcome, Round};
 use super::node::Node;
 use super::place::{Place, join};
+use super::sharing::{self, Turn};
 use crate::ask::Ask;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, poll_until};
 use crate::layout::ALIGNMENT;
 use crate::rendezvous::{self, Library, Seat, Terms};
 use crate::sync::{Arc, AtomicU32, Mutex, Ordering};
@@ -33,9 +35,10 @@ pub struct NvshmemConfig {
     pub shared_folder: PathBuf,
     /// Signal words of a rank in a group: five for each of its ranks, for one group of `fm-cp`.
     pub signals: u32,
-    /// The heap grows by at least this much. Growing is a collective of NVSHMEM's own, which has no deadline.
+    /// The heap grows by at least this much.
     pub chunk: Bytes,
-    /// Budget of [`load`](crate::Fabric::load) and [`store`](crate::Fabric::store).
+    /// Budget of [`load`](crate::Fabric::load) and [`store`](crate::Fabric::store), and of what NVSHMEM does itself when
+    /// all ranks have come to a collective: it makes memory, gives it back, and ends.
     pub patience: Duration,
 }
 
@@ -53,14 +56,19 @@ impl Default for NvshmemConfig {
 }
 
 /// NVSHMEM, running on one device; at most one in a process. The ranks of a world are on one machine and reach each
-/// other's memory; several may share a device.
+/// other's memory; several may share a device, and then the machine has one such world at a time.
 #[derive(Debug)]
 pub struct NvshmemWorld {
-    pub(super) session: Mutex<Session>,
+    session: Arc<Mutex<Session>>,
+    apart: Apart,
     pub(super) context: Arc<CudaContext>,
     pub(super) config: NvshmemConfig,
     me: Pe,
     world: World,
+    /// Of the start.
+    block: Block,
+    /// If ranks share a device.
+    turn: Option<Turn>,
     /// Of the files of its groups: the id's hash.
     name: String,
     /// Groups that were begun.
@@ -69,6 +77,10 @@ pub struct NvshmemWorld {
 
 impl NvshmemWorld {
     /// Meets all ranks, over TCP, and starts NVSHMEM on `device`. Collective. The library's version goes into `terms`.
+    ///
+    /// Waits at most `deadline` for the other ranks, and as long again for NVSHMEM's own start. When a rank's process ends
+    /// in the middle of that start, all others are told so within some seconds; NVSHMEM itself would wait for ever, so it
+    /// is left where it is, and this process can start it no more.
     ///
     /// # Environment
     /// NVSHMEM starts without its proxy thread ([`nvshmem_sys::Nvshmem::without_proxy`]), so that a process may end
@@ -79,7 +91,9 @@ impl NvshmemWorld {
     ///
     /// # Errors
     /// [`Error::Nvshmem`] where there is no library or it cannot start, [`Error::Driver`] where there is no driver or no
-    /// such device; [`Error::Rendezvous`].
+    /// such device; [`Error::Rendezvous`], [`Error::Missing`], [`Error::Lost`], [`Error::TooManyRanks`];
+    /// [`Error::SharedFile`], also when another world whose ranks share a device does not end in time;
+    /// [`Error::Stuck`].
     pub fn meet(
         seat: Seat,
         place: &rendezvous::Place,
@@ -87,6 +101,8 @@ impl NvshmemWorld {
         (device, config): (Ordinal, NvshmemConfig),
         deadline: Duration,
     ) -> Result<Arc<Self>, Error> {
+        let call = "meet";
+        apart::check(call)?;
         let nvshmem = nvshmem_sys::load(&config.search).map_err(Error::Nvshmem)?;
         // SAFETY: NVSHMEM has no threads yet, and the driver none that this call has started; Rust's own reads are
         // locked out. Of threads that the program may have in C we cannot know: it is told above what to do. Once set,
@@ -101,15 +117,20 @@ impl NvshmemWorld {
         let make = || nvshmem.unique_id().map(|id| id.bytes()).map_err(|error| error.to_string());
         let agreed = rendezvous::meet(seat, place, &terms, deadline, make)?;
         let id = UniqueId::from_bytes(agreed.id).map_err(Error::Nvshmem)?;
-        context.bind_to_thread().named("cuCtxSetCurrent")?;
         let (me, world) = (seat.me(), seat.world());
-        let size = u32::try_from(world.size()).unwrap_or(u32::MAX);
-        // SAFETY: the rendezvous has made sure that every rank of the world is there once, with this id and version.
-        let session = unsafe { nvshmem.init(nvshmem_sys::Seat { pe: me.0, world: size }, &id) };
-        let session = session.map_err(Error::Nvshmem)?;
         let name = format!("symm-buffer-{:016x}", hash(&agreed.id));
-        let (session, groups) = (Mutex::new(session), AtomicU32::new(0));
-        Ok(Arc::new(Self { session, context, config, me, world, name, groups }))
+        let place = Place { folder: config.shared_folder.clone(), name: format!("{name}-start") };
+        let (block, vigil) = join(me, Sizes { world, signals: 1 }, &place, deadline)?;
+        let apart = Apart { me, context: context.clone(), vigil };
+        let turn = sharing::claim(call, &apart, (&block, &config.shared_folder), Deadline::after(deadline))?;
+        let size = u32::try_from(world.size()).unwrap_or(u32::MAX);
+        let start = move || {
+            // SAFETY: the rendezvous has made sure that every rank of the world is there once, with this id and version.
+            unsafe { nvshmem.init(nvshmem_sys::Seat { pe: me.0, world: size }, &id) }.map_err(Error::Nvshmem)
+        };
+        let session = Arc::new(Mutex::new(apart.run(call, deadline, start)?));
+        let groups = AtomicU32::new(0);
+        Ok(Arc::new(Self { session, apart, context, config, me, world, block, turn, name, groups }))
     }
 
     /// The device's context.
@@ -118,15 +139,37 @@ impl NvshmemWorld {
     }
 
     /// NVSHMEM itself, for what the fabric does not do: its calls on streams, teams, registration. One thread at a time.
-    pub fn with_session<R>(&self, body: impl FnOnce(&Session) -> R) -> R {
-        body(&self.session.lock())
+    ///
+    /// # Errors
+    /// [`Error::Stuck`] when it has not come back from an earlier call.
+    pub fn with_session<R>(&self, body: impl FnOnce(&Session) -> R) -> Result<R, Error> {
+        let call = "with_session";
+        apart::check(call)?;
+        let look = || self.session.try_lock();
+        let session = poll_until(Deadline::after(self.config.patience), look).map_err(|expired| {
+            Error::Stuck { call, inside: "another thread's call", waited: expired.waited }
+        })?;
+        Ok(body(&session.value))
+    }
+
+    /// Runs a collective of NVSHMEM's own, to which all ranks have come.
+    ///
+    /// # Errors
+    /// What `work` says, [`Error::Lost`], [`Error::Stuck`].
+    pub(super) fn collective<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        work: impl FnOnce(&Session) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let session = self.session.clone();
+        self.apart.run(call, self.config.patience, move || work(&session.lock()))
     }
 
     /// A group of all ranks. Collective; a process may make several, all ranks in the same order.
     ///
     /// # Errors
     /// [`Error::SharedFile`], [`Error::TooManyRanks`], [`Error::Missing`], [`Error::Driver`], [`Error::Nvshmem`],
-    /// [`Error::Unreachable`].
+    /// [`Error::Unreachable`], [`Error::Lost`], [`Error::Stuck`].
     pub fn fabric(self: &Arc<Self>, deadline: Duration) -> Result<NvshmemFabric, Error> {
         let (me, signals) = (self.me, self.config.signals as usize);
         let (block, vigil) = join(me, Sizes { world: self.world, signals }, &self.place(), deadline)?;
@@ -134,7 +177,7 @@ impl NvshmemWorld {
         // work may still use it.
         let registered = unsafe { Registered::new(&self.context, block.memory()) }?;
         let node = Arc::new(Node::new(me, block, vigil, registered));
-        let words = Chunk::new(&self.session, me, signals * ALIGNMENT)?;
+        let words = self.collective("fabric", move |session| Chunk::new(session, me, signals * ALIGNMENT))?;
         self.context.bind_to_thread().named("cuCtxSetCurrent")?;
         // SAFETY: the chunk has just been allocated with this length, and nobody uses it yet.
         let zeroed = unsafe { result::memset_d8_sync(words.address(me, 0), 0, signals * ALIGNMENT) };
@@ -149,14 +192,23 @@ impl NvshmemWorld {
     ///
     /// # Errors
     /// [`Error::InUse`] while a group is there; [`Error::Missing`] naming a rank that does not come: then NVSHMEM is
-    /// not ended, as its own end would wait for ever.
+    /// not ended, as its own end would wait for ever. [`Error::Lost`] or [`Error::Stuck`] when that happens on the way.
     pub fn finalize(self: Arc<Self>, deadline: Duration) -> Result<(), Error> {
-        let world =
-            Arc::into_inner(self).ok_or(Error::InUse { call: "finalize", what: "a group of this world" })?;
+        let call = "finalize";
+        let world = Arc::into_inner(self).ok_or(Error::InUse { call, what: "a group of this world" })?;
+        apart::check(call)?;
         join(world.me, Sizes { world: world.world, signals: 1 }, &world.place(), deadline)?;
-        world.context.bind_to_thread().named("cuCtxSetCurrent")?;
-        // SAFETY: all ranks have come here; groups drain their streams when they are closed.
-        unsafe { world.session.into_inner().finalize() };
+        let patience = world.config.patience;
+        let session = Arc::into_inner(world.session).ok_or(Error::InUse { call, what: "NVSHMEM" })?;
+        let end = move || {
+            // SAFETY: all ranks have come here; groups drain their streams when they are closed.
+            unsafe { session.into_inner().finalize() };
+            Ok(())
+        };
+        world.apart.run(call, patience, end)?;
+        if let Some(turn) = world.turn {
+            turn.end(call, &world.apart, &world.block);
+        }
         Ok(())
     }
 

@@ -157,13 +157,13 @@ pub(crate) fn expect_success(ranks: Vec<Rank>) -> Vec<String> {
 }
 
 /// Joins as the process's part says.
-pub(crate) fn join(part: &Part) -> Result<std::sync::Arc<NvshmemWorld>, Error> {
+pub(crate) fn join(part: &Part, deadline: Duration) -> Result<std::sync::Arc<NvshmemWorld>, Error> {
     let seat = Seat::new(Pe(part.rank), World::new(part.ranks)?)?;
     let place = Place { host: "127.0.0.1".to_owned(), port: part.port, bind: None };
     let terms = Terms::new(Token::new("test")?, Vec::new())?;
     let gpus = usize::try_from(CudaContext::device_count().unwrap()).unwrap().max(1);
     let device = Ordinal(part.rank as usize % gpus);
-    NvshmemWorld::meet(seat, &place, &terms, (device, NvshmemConfig::default()), LONG)
+    NvshmemWorld::meet(seat, &place, &terms, (device, NvshmemConfig::default()), deadline)
 }
 
 /// The backend under test. Each [`Backend::run`] is a job of its own: in a rank's process only that one runs.
@@ -189,7 +189,7 @@ impl Backend for Processes {
             return;
         };
         if part.job == job {
-            let world = join(&part).unwrap();
+            let world = join(&part, LONG).unwrap();
             body(world.fabric(LONG).unwrap());
             println!("{DONE}");
         }
