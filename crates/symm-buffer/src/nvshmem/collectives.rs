@@ -70,10 +70,11 @@ impl NvshmemFabric {
         let all = self.meet(Ask::Grown(u64::from(chunk.is_ok())), deadline);
         let chunk = match (chunk, all) {
             (Ok(chunk), Ok(())) => chunk,
-            (Err(Error::Nvshmem(_)) | Ok(_), _) => {
+            // Mine or a peer's.
+            (Err(Error::Nvshmem(_)), _) | (Ok(_), Err(Error::CallMismatch { .. })) => {
                 return Err(Error::NoMemory { call, pe: me, wanted: bytes });
             }
-            (Err(error), _) => return Err(error),
+            (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
         };
         self.heap.lock().grow(wanted, chunk);
         Ok(())
