@@ -43,6 +43,7 @@ fn child() {
         "again" => again(&rank),
         "seat" => drop(rank.start("id")),
         "proxy" | "no-proxy" => leave(&rank),
+        "inside" | "abandoned" => leave_a_thread(rank, words[0] == "abandoned"),
         "on-stream" => on_stream(&rank),
         "teams" => teams(&rank),
         "one-gpu" => one_gpu(&rank),
@@ -224,6 +225,28 @@ fn leave(rank: &Rank) {
     let _context = CudaContext::new(0).unwrap();
     // A session that is dropped is not ended.
     _ = rank.start("id");
+}
+
+#[test]
+fn whoever_exits_beside_a_thread_in_the_start_dies_unless_it_is_abandoned() {
+    let end = |case: &str| {
+        let (_folder, mut processes) = world(case, &[(0, 2)], &[]);
+        processes.remove(0).end()
+    };
+    let inside = end("inside");
+    assert!(!inside.status.success() && inside.text.contains("while a thread is in"), "{}", inside.text);
+    let abandoned = end("abandoned");
+    assert!(abandoned.status.success(), "{}", abandoned.text);
+}
+
+/// The other rank never comes.
+fn leave_a_thread(rank: Rank, is_abandoned: bool) {
+    let nvshmem = rank.nvshmem;
+    thread::spawn(move || rank.start("id"));
+    thread::sleep(Duration::from_millis(300));
+    if is_abandoned {
+        nvshmem.abandon();
+    }
 }
 
 #[test]

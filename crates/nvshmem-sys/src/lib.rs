@@ -17,6 +17,7 @@
 //!     Err(absent) => println!("{absent}"),
 //! }
 //! ```
+mod abandon;
 mod error;
 mod loader;
 mod proxy;

@@ -192,7 +192,7 @@ pub trait Fabric: Send + Sync {
     /// [`Error::NoSuchSignal`].
     fn seen(&self, signal: SignalId) -> Result<Epoch, Error>;
 
-    /// Blocks until everything queued on `stream` is done; returns how long it blocked.
+    /// Blocks until everything queued on `stream` is done, what it follows included; returns how long it blocked.
     ///
     /// # Errors
     /// The first failure of work on the stream; [`Error::Drain`] after `deadline`, which ends the waits of all ranks.

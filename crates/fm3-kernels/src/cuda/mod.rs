@@ -59,8 +59,7 @@
 //! **Backward in parts.** [`Attention::begin_backward`] takes keys that may still be on their way; each
 //! [`BackwardPass::gradients`] launches some of the key tiles and sends their dK and dV where a [`GradTable`] says: to
 //! tensors, rounded once, or to f32 [`Slot`]s, which [`BackwardPass::sum_slots`] or a later launch adds up;
-//! [`BackwardPass::finish`] writes dQ. These, and deterministic calls, are compiled and not yet run on a GPU
-//! (`docs/decisions/0007-backward-for-communication.md`).
+//! [`BackwardPass::finish`] writes dQ (`docs/decisions/0007-backward-for-communication.md`).
 mod arena;
 mod attention;
 mod backward;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::give_up;
+use super::inside::Inside;
 use crate::table::lock;
 use crate::{map, word};
 
@@ -148,6 +149,8 @@ impl Control {
             barrier.round.store(round.wrapping_add(1), Ordering::Release);
         }
         let broken = || self.broken.load(Ordering::Acquire) == 1;
+        // A stream's wait is no thread of the caller's.
+        let _inside = matches!(waiter, Waiter::Host).then(Inside::enter);
         word::poll(|| barrier.round.load(Ordering::Acquire) != round || broken());
         if broken() {
             give_up("another rank gave up");

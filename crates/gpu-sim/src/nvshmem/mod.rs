@@ -8,6 +8,7 @@ mod control;
 mod heap;
 mod host;
 mod init;
+mod inside;
 mod on_stream;
 mod proxy;
 mod team;
@@ -21,6 +22,7 @@ const VERSION: (i32, i32, i32) = (3, 4, 5);
 fn give_up(why: &str) -> ! {
     eprintln!("gpu-sim NVSHMEM, process {}: {why}", std::process::id());
     proxy::stop();
+    inside::forget();
     std::process::exit(255)
 }
 

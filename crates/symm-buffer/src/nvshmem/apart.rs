@@ -4,6 +4,7 @@ use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::CudaContext;
+use nvshmem_sys::Nvshmem;
 
 use super::block::{Block, Hall};
 use super::driver::Named;
@@ -26,6 +27,7 @@ static LEFT: OnceLock<(&'static str, Instant)> = OnceLock::new();
 #[derive(Debug)]
 pub(super) struct Apart {
     pub(super) me: Pe,
+    pub(super) nvshmem: Nvshmem,
     pub(super) context: Arc<CudaContext>,
     pub(super) vigil: Vigil,
 }
@@ -58,7 +60,10 @@ impl Apart {
         let began = Instant::now();
         on_a_thread((call, self.me), &self.vigil, Deadline::after(budget), with_device).unwrap_or_else(
             |left| {
-                LEFT.get_or_init(|| (call, began));
+                LEFT.get_or_init(|| {
+                    self.nvshmem.abandon();
+                    (call, began)
+                });
                 Err(left)
             },
         )

@@ -80,7 +80,8 @@ impl NvshmemWorld {
     ///
     /// Waits at most `deadline` for the other ranks, and as long again for NVSHMEM's own start. When a rank's process ends
     /// in the middle of that start, all others are told so within some seconds; NVSHMEM itself would wait for ever, so it
-    /// is left where it is, and this process can start it no more.
+    /// is left where it is: this process can start it no more, and ends without the exit handlers of before
+    /// ([`nvshmem_sys::Nvshmem::abandon`]).
     ///
     /// # Environment
     /// NVSHMEM starts without its proxy thread ([`nvshmem_sys::Nvshmem::without_proxy`]), so that a process may end
@@ -121,7 +122,7 @@ impl NvshmemWorld {
         let name = format!("symm-buffer-{:016x}", hash(&agreed.id));
         let place = Place { folder: config.shared_folder.clone(), name: format!("{name}-start") };
         let (block, vigil) = join(me, Sizes { world, signals: 1 }, &place, deadline)?;
-        let apart = Apart { me, context: context.clone(), vigil };
+        let apart = Apart { me, nvshmem, context: context.clone(), vigil };
         let turn = sharing::claim(call, &apart, (&block, &config.shared_folder), Deadline::after(deadline))?;
         let size = u32::try_from(world.size()).unwrap_or(u32::MAX);
         let start = move || {
