@@ -80,7 +80,7 @@ impl Condvar {
 
 #[cfg(feature = "nvshmem")]
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use engine::sync::{OnceLock, atomic::fence};
+pub(crate) use engine::sync::{OnceLock, atomic::fence, mpsc};
 
 /// A count that a checker does not see: it is about the executions, not in them.
 #[cfg(all(loom, test))]

@@ -1,6 +1,5 @@
 //! NVSHMEM's own collectives. They have no deadline, and where a rank is gone they never return: so each runs on a thread of
 //! its own, which is left when time is up or a peer is gone (rule D1). NVSHMEM is of no more use to the process then.
-use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::CudaContext;
@@ -12,6 +11,7 @@ use super::meeting::{Outcome, Round};
 use super::place::Vigil;
 use crate::ask::Ask;
 use crate::deadline::{Deadline, poll_until};
+use crate::sync::mpsc::{TryRecvError, sync_channel};
 use crate::sync::{Arc, OnceLock, thread};
 use crate::{Error, Pe};
 

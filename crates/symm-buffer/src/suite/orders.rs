@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use super::{Backend, LONG, Rank, WORLDS, pattern, run, word};
+use crate::sync::thread;
 use crate::{Bytes, Copy2d, Fabric, Pe, Post, Put, Span};
 
 /// Notes that are kept.
@@ -56,7 +57,7 @@ pub fn a_followed_stream_is_waited_for<B: Backend>(backend: &B) {
             fabric.wait_on(&held, super::wait_for(rank.previous(), go), LONG).unwrap();
             fabric.follow(&rank.push, &held).unwrap();
             if rank.me() == Pe(0) {
-                std::thread::sleep(Duration::from_millis(20));
+                thread::sleep(Duration::from_millis(20));
                 pass_on();
             }
             rank.synchronize();
