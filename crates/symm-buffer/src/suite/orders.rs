@@ -1,6 +1,4 @@
 //! What orders streams and hosts beside signals: puts at once, streams that follow others, notes.
-use std::time::Duration;
-
 use super::{Backend, LONG, Rank, WORLDS, pattern, run, word};
 use crate::sync::thread;
 use crate::{Bytes, Copy2d, Fabric, Pe, Post, Put, Span};
@@ -57,7 +55,7 @@ pub fn a_followed_stream_is_waited_for<B: Backend>(backend: &B) {
             fabric.wait_on(&held, super::wait_for(rank.previous(), go), LONG).unwrap();
             fabric.follow(&rank.push, &held).unwrap();
             if rank.me() == Pe(0) {
-                thread::sleep(Duration::from_millis(20));
+                (0..200).for_each(|_| thread::yield_now());
                 pass_on();
             }
             rank.synchronize();
