@@ -1,6 +1,5 @@
 //! What orders streams and hosts beside signals: puts at once, streams that follow others, notes.
 use super::{Backend, LONG, Rank, WORLDS, pattern, run, word};
-use crate::sync::thread;
 use crate::{Bytes, Copy2d, Fabric, Pe, Post, Put, Span};
 
 /// Notes that are kept.
@@ -40,8 +39,8 @@ pub fn put_all_at_once<B: Backend>(backend: &B) {
     }
 }
 
-/// A stream that follows another is done when that one is. Rank 0 lets go of the next rank's stream after a while, and each
-/// rank of the one after it.
+/// A stream that follows another is done when that one is. Rank 0 lets go of the next rank's stream, and each rank of the one
+/// after it.
 pub fn a_followed_stream_is_waited_for<B: Backend>(backend: &B) {
     for ranks in WORLDS {
         backend.run(ranks, &|fabric| {
@@ -55,7 +54,6 @@ pub fn a_followed_stream_is_waited_for<B: Backend>(backend: &B) {
             fabric.wait_on(&held, super::wait_for(rank.previous(), go), LONG).unwrap();
             fabric.follow(&rank.push, &held).unwrap();
             if rank.me() == Pe(0) {
-                (0..200).for_each(|_| thread::yield_now());
                 pass_on();
             }
             rank.synchronize();
